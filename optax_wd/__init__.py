@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight decay for JAX, done right.
+
+WHERE     rules over (path, shape, dtype) say which parameters decay
+HOW MUCH  a number or a schedule of the step, times a factor per leaf
+HOW       a direction and a gate, in any place of any Optax chain
+SEE       instruments that show what is asked for, and measure what happens
+"""
+
+# WHERE
+from optax_wd._atoms import everything as everything
+from optax_wd._atoms import min_ndim as min_ndim
+from optax_wd._atoms import nothing as nothing
+from optax_wd._atoms import optional as optional
+from optax_wd._atoms import satisfies as satisfies
+from optax_wd._leaves import Leaf as Leaf
+from optax_wd._modules import declared as declared
+from optax_wd._modules import mask_of as mask_of
+from optax_wd._modules import owned_by as owned_by
+from optax_wd._names import contains as contains
+from optax_wd._names import named as named
+from optax_wd._names import path as path
+from optax_wd._names import regex as regex
+from optax_wd._rules import Rule as Rule
+from optax_wd._standard import standard as standard
+from optax_wd._standard import standard_with as standard_with
+
+# HOW MUCH
+from optax_wd._values import Table as Table
+from optax_wd._values import first_match as first_match
+
+# HOW
+from optax_wd._decay import DecayState as DecayState
+from optax_wd._decay import after_learning_rate as after_learning_rate
+from optax_wd._decay import decay_along as decay_along
+from optax_wd._decay import masked_decay as masked_decay
+from optax_wd._gates import cautious_gate as cautious_gate
+from optax_wd._methods.cautious import cautious_weight_decay as cautious_weight_decay
+from optax_wd._optimizers import adamw as adamw
+from optax_wd._optimizers import lion as lion
+from optax_wd._optimizers import sgdw as sgdw
+
+# SEE
+from optax_wd._audit import assert_decays as assert_decays
+from optax_wd._describe import Description as Description
+from optax_wd._describe import describe as describe

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure what an optimizer does to the weights, by probing it.
+
+Nothing here knows how a decay is made: only `init` and `update` are called, on
+stand-ins for the parameters, with zero gradients. What moves then, moves without a
+gradient.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_wd import _leaves
+from optax_wd._leaves import Leaf
+from optax_wd._typing import Mask, PyTree
+
+# Parameters are probed away from where they were initialised, and far enough from 0
+# that a float16 shrink of 1e-9 a step is still a number.
+_START, _HERE = 128.0, 256.0
+_MAX_LINES = 20
+
+
+def assert_decays(
+    tx: optax.GradientTransformation, params: PyTree, mask: Mask, *, steps: int = 8
+) -> None:
+    """Assert that an optimizer decays the leaves of a mask, and no others.
+
+    The optimizer is run on stand-ins of the same shapes and dtypes, with zero
+    gradients. A leaf decays if its update is not zero and points to smaller weights;
+    growth is reported as what it is. The optimizer is run for several steps, so that it
+    may begin with a learning rate of 0 or emit every k-th update only
+    (`optax.MultiSteps`). What was given is not changed.
+
+    Zero gradients cannot tell decoupled decay from L2 regularisation, nor plain decay
+    from cautious: both move every chosen coordinate.
+
+    Args:
+      tx: any optimizer.
+      params: parameters or a tree of `jax.ShapeDtypeStruct`, in the form in which `tx`
+        gets them; or an NNX module, of which `tx` gets what `nnx.Optimizer` gives it.
+      mask: the leaves that should decay: a rule, a function, or a tree of bools.
+      steps: how many steps to run at most. More than k for `MultiSteps` of k.
+
+    Raises:
+      AssertionError: if a leaf differs, with what was expected and what was measured.
+      TypeError: if `mask` does not give bools.
+      ValueError: if `steps` is less than 1, or the mask does not fit the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_wd as wd
+      >>> params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+      >>> tx = optax.adamw(1e-3, weight_decay=0.1, mask=wd.standard)
+      >>> wd.assert_decays(tx, params, wd.standard)
+    """
+    if steps < 1:
+        raise ValueError(f"steps has to be 1 or more, got {steps}")
+    at_init, pure = _as_called(params)
+    at_update = pure(at_init)
+    leaves = _leaves.list_leaves(at_update)
+    expected = _expected(mask, at_update, leaves)
+    measured = _measure(tx, at_init, pure, steps)
+    rows = zip(leaves, expected, measured, strict=True)
+    wrong = [_line(*row) for row in rows if row[0].is_inexact and not _agrees(*row[1:])]
+    if wrong:
+        more = [f"... and {len(wrong) - _MAX_LINES} more"] * (len(wrong) > _MAX_LINES)
+        raise AssertionError(
+            f"{len(wrong)} of {len(leaves)} leaves do not decay as the mask says "
+            f"(zero gradients, {steps} steps at most):\n  "
+            + "\n  ".join(wrong[:_MAX_LINES] + more)
+        )
+
+
+def _agrees(expected: bool, shrink: float) -> bool:
+    return shrink > 0.0 if expected else shrink == 0.0
+
+
+def _line(leaf: Leaf, expected: bool, shrink: float) -> str:
+    found = f"shrink {shrink:.3g} per step"
+    if math.isnan(shrink):
+        found = "an update that is NaN or does not only shrink"
+    elif shrink <= 0.0:
+        found += " (no decay)" if shrink == 0.0 else " (the weights grow)"
+    wanted = "decay" if expected else "no decay"
+    return f"{leaf.where} {leaf.shape}: expected {wanted}, measured {found}"
+
+
+def _as_called(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """What `init` gets, and what is done to any tree before `update` gets it."""
+    if not _leaves.is_nnx_module(params):
+        return params, lambda tree: tree
+    from flax import nnx
+
+    return nnx.state(params, nnx.Param), nnx.as_pure
+
+
+def _expected(mask: Mask, params: PyTree, leaves: list[Leaf]) -> list[bool]:
+    given = mask(params) if _leaves.is_function(mask) else mask
+    partial = _leaves.has_holes(params)
+    answers = _leaves.spread(given, leaves, partial=partial, what="mask")
+    for leaf, answer in zip(leaves, answers, strict=True):
+        if answer not in (True, False):
+            raise TypeError(f"the mask is {answer!r} at {leaf.where!r}; write a bool")
+    return [bool(answer) for answer in answers]
+
+
+def _stand_in(params: PyTree, value: float) -> PyTree:
+    """The same tree with `value` in every inexact leaf, and zeros in other arrays."""
+
+    def fill(x: Any) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            x = jnp.zeros(x.shape, x.dtype)
+        inexact = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+        return jnp.full_like(x, value) if inexact else x
+
+    return jax.tree.map(fill, params)
+
+
+def _measure(
+    tx: optax.GradientTransformation,
+    at_init: PyTree,
+    pure: Callable[[PyTree], PyTree],
+    steps: int,
+) -> list[float]:
+    """Per leaf the shrink of the first step that moves it; 0 if none does."""
+    params, zeros = (_stand_in(pure(at_init), value) for value in (_HERE, 0.0))
+
+    @jax.jit
+    def step(state: Any, params: PyTree, zeros: PyTree) -> tuple[list[jax.Array], Any]:
+        updates, state = tx.update(zeros, state, params)
+        return [_shrink(update) for update in jax.tree.leaves(updates)], state
+
+    state = pure(jax.jit(tx.init)(_stand_in(at_init, _START)))
+    found = [0.0] * len(jax.tree.leaves(params))
+    for _ in range(steps):
+        shrinks, state = step(state, params, zeros)
+        now = [float(shrink) for shrink in jax.device_get(shrinks)]
+        found = [before or after for before, after in zip(found, now, strict=True)]
+    return found
+
+
+def _shrink(update: Any) -> jax.Array:
+    """The mean shrink of a leaf; NaN if it moves, but not on the whole up or down."""
+    if not jnp.issubdtype(update.dtype, jnp.inexact):
+        return jnp.zeros([])
+    ratio = -jnp.real(update).astype(jnp.float32) / _HERE
+    mean = jnp.mean(ratio)
+    return jnp.where((mean == 0.0) & jnp.any(update != 0.0), jnp.nan, mean)

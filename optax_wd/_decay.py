@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: subtract a multiple of some direction from the parameters that decay.
+
+Every method that is a direction and at most one gate, both functions of one leaf, is
+built on `decay_along`. Masks, schedules, factors per leaf, precision and the structure
+of the state are settled here, once. Methods whose memory evolves, or which need global
+statistics, are Optax transformations of their own.
+
+Convention: `u` is the direction that will be *subtracted*, `x <- x - lr * (u + decay)`.
+The place in the chain says what the decay is multiplied by; `after_learning_rate` is
+for the place where the signs are already turned.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_wd import _leaves, _masks
+from optax_wd._amounts import check_amount
+from optax_wd._standard import standard
+from optax_wd._step import decayed, is_inexact
+from optax_wd._typing import Direction, Gate, Mask, Multiplier, PyTree, Remember
+
+
+class DecayState(NamedTuple):
+    """State of every decay, of one structure whatever its arguments.
+
+    The names occur nowhere in Optax's states, so `optax.tree.get` finds them.
+    """
+
+    decay_count: jax.Array  # shape=(), dtype=int32: updates so far
+    decay_rate: jax.Array  # shape=(), dtype=float32: the rate last applied
+    memory: PyTree  # a tree like the parameters; () for methods without memory
+
+
+def masked_decay(
+    weight_decay: optax.ScalarOrSchedule,
+    mask: Mask = standard,
+    *,
+    multiplier: Multiplier | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Pull the chosen parameters towards zero.
+
+    `u <- u + weight_decay * x` on the leaves that the mask chooses; the others are not
+    touched. Between the preconditioner and the learning rate this is decoupled decay
+    (AdamW), with a shrink per step of `lr * weight_decay`. Before the preconditioner it
+    is L2 regularisation. After the learning rate it belongs inside
+    `after_learning_rate`, with a shrink per step of `weight_decay` itself; bare, it
+    would grow the weights.
+
+    Every step shrinks, the gradient notwithstanding: rows of an embedding that no token
+    used, and parameters behind `stop_gradient`, go to zero too. Exclude them by a rule.
+
+    Args:
+      weight_decay: dimensionless; multiplied by the learning rate that follows. A
+        number, a schedule of the step, or a 0-d array.
+      mask: a rule, a function from the tree to a tree of bools, or such a tree (or a
+        prefix of it).
+      multiplier: a factor on `weight_decay`: a number, a Table, or a tree of numbers or
+        of arrays that broadcast against their leaf at equal rank. 0 counts as False.
+
+    Returns:
+      A transformation with a `DecayState` and empty memory. Updates keep their dtypes;
+      the sum is taken in float32 (float64 for float64 leaves) and rounded once.
+
+    Raises:
+      TypeError: if an argument is of the wrong kind; swapped arguments are.
+      ValueError: if a constant rate is negative or not finite; at update, if there are
+        no `params`, or the mask or multiplier does not fit them.
+
+    Example:
+      >>> import optax, optax_wd as wd
+      >>> tx = optax.chain(
+      ...     optax.scale_by_adam(),
+      ...     wd.masked_decay(0.1, wd.named("kernel")),
+      ...     optax.scale_by_learning_rate(1e-3),
+      ... )
+
+    Source: Loshchilov & Hutter, Decoupled Weight Decay Regularization,
+    arXiv:1711.05101. As `optax.add_decayed_weights`, except for the default mask, which
+    there is everything, and the dtype of updates under a schedule, which there changes.
+    """
+    return decay_along(towards_zero, weight_decay, mask, multiplier=multiplier)
+
+
+def decay_along(
+    direction: Direction,
+    weight_decay: optax.ScalarOrSchedule,
+    mask: Mask = standard,
+    *,
+    gate: Gate | None = None,
+    multiplier: Multiplier | None = None,
+    remember: Remember | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Subtract a multiple of a direction of your own: every decay is made of this.
+
+    `u <- u + weight_decay * multiplier * direction(u, x)` on the coordinates of the
+    chosen leaves where `gate(u, direction)` is true. What is not chosen is not touched:
+    no arithmetic is done on it. For the shrink per step see `masked_decay`.
+
+    Args:
+      direction: a function `(update, param)`, or `(update, param, memory)` with
+        `remember`, from arrays of one leaf, in float32 or wider, to an array of the
+        shape of `param`.
+      weight_decay: dimensionless; multiplied by the learning rate that follows. A
+        number, a schedule of the step, or a 0-d array.
+      mask: as in `masked_decay`.
+      gate: a function of real arrays `(sign_source, direction)` to a bool array of
+        their shape. `sign_source` is the update, or the leaf of the tree `sign_of`
+        where the caller of `update` passes one: of the same signs, in parallel to the
+        updates. Of complex leaves both parts are gated separately.
+      multiplier: as in `masked_decay`.
+      remember: a function from one parameter, at `init`, to what `direction` needs of
+        it; the identity anchors at the initial value. It is kept for every inexact leaf
+        whatever the mask (one copy of the parameters), so that a checkpoint survives a
+        change of mask.
+
+    Returns:
+      A transformation with a `DecayState`. Updates keep their dtypes.
+
+    Raises:
+      TypeError: if an argument is of the wrong kind; at update, if `gate` does not
+        return bools.
+      ValueError: as `masked_decay`; at update also if `direction` or `gate` return
+        another shape than that of the leaf.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_wd as wd
+      >>> l1_decay = wd.decay_along(lambda u, p: jnp.sign(p), 1e-4)
+    """
+    amount = check_amount(weight_decay)
+    _masks.check_mask(mask)
+    _masks.check_multiplier(multiplier)
+
+    def init(params: optax.Params) -> Any:
+        count = jnp.zeros([], jnp.int32)
+        memory = () if remember is None else jax.tree.map(_kept(remember), params)
+        return DecayState(count, jnp.asarray(amount.at(count), jnp.float32), memory)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        sign_of: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "weight decay needs the parameters, got params=None; call "
+                "tx.update(grads, state, params)"
+            )
+        rate = amount.at(state.decay_count)
+        if not amount.is_zero:
+            leaves = _leaves.list_leaves(params)
+            factors = _masks.factors_of(mask, multiplier, params, leaves)
+            memory = None if remember is None else state.memory
+
+            def step(factor: _masks.Factor, u: Any, s: Any, *arguments: Any) -> Any:
+                scale = rate, factor
+                return decayed(u, arguments, s, scale, direction, gate)
+
+            updates = _map_chosen(step, factors, updates, params, sign_of, memory)
+        new_state = DecayState(
+            jnp.asarray(optax.safe_increment(state.decay_count)),
+            jnp.asarray(rate, jnp.float32),
+            state.memory,
+        )
+        return updates, new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def after_learning_rate(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Run a decay where updates are final: signs turned, learning rate applied.
+
+    Updates of inexact leaves are negated, `tx` runs, they are negated back; both are
+    exact. A decay inside has a shrink per step of `weight_decay` itself, whatever the
+    learning rate. Bare, after the learning rate, the same decay would *grow* the
+    weights; `optax.add_decayed_weights` and `masked_decay` alike are mended by this
+    wrapper. It also gives decay to an optimizer that is already finished.
+
+    Where the learning rate is 0, final updates are 0, so a cautious gate is open on
+    every coordinate. Put it inside `optax.MultiSteps` and `optax.apply_if_finite`:
+    outside of them it decays on every micro-step and on steps that are thrown away.
+
+    Args:
+      tx: a decay, or any transformation that works on directions to be subtracted.
+
+    Returns:
+      A transformation with the state of `tx`. Leaves that `tx` returns as they came are
+      returned as they came.
+
+    Raises:
+      TypeError: if `tx` is no transformation.
+      ValueError: at update, if it gets `sign_of`, which says that it stands before the
+        learning rate; there it would grow the weights.
+
+    Example:
+      >>> import optax, optax_wd as wd
+      >>> tx = optax.chain(
+      ...     optax.adam(1e-3), wd.after_learning_rate(wd.masked_decay(1e-4))
+      ... )
+    """
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(f"after_learning_rate takes a transformation, got {tx!r}")
+    inner = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        sign_of: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if sign_of is not None:
+            raise ValueError(
+                "after_learning_rate stands before the learning rate, where it would "
+                "grow the weights; pass it to the ready chain as the whole decay, or "
+                "take the decay out of it"
+            )
+        turned = jax.tree.map(_negated, updates)
+        results, state = inner.update(turned, state, params, **extra_args)
+
+        def back(result: Any, before: Any, original: Any) -> Any:
+            return original if result is before else _negated(result)
+
+        return jax.tree.map(back, results, turned, updates), state
+
+    return AfterLearningRate(inner.init, update)
+
+
+class AfterLearningRate(optax.GradientTransformationExtraArgs):
+    """What `after_learning_rate` returns, so that ready chains can tell its place."""
+
+
+def towards_zero(update: jax.Array, param: jax.Array) -> jax.Array:
+    """The direction of plain decay: the parameter itself."""
+    del update
+    return param
+
+
+def _negated(x: Any) -> Any:
+    return -x if is_inexact(x) else x
+
+
+def _kept(remember: Remember) -> Callable[[Any], Any]:
+    """What memory holds of a leaf: never its own buffer, which may be donated."""
+
+    def keep(param: Any) -> jax.Array:
+        if not is_inexact(param):
+            return jnp.zeros([], jnp.float32)  # one structure, and nothing to remember
+        return jnp.array(remember(param), copy=True)
+
+    return keep
+
+
+def _map_chosen(
+    step: Callable[..., Any],
+    factors: list[_masks.Factor | None],
+    updates: optax.Updates,
+    params: optax.Params,
+    sign_of: optax.Updates | None,
+    memory: PyTree | None,
+) -> optax.Updates:
+    """Run `step` on the leaves that have a factor and an update; pass on the others."""
+    nodes, treedef = jax.tree.flatten(params, is_leaf=_leaves.is_hole)
+    columns = [treedef.flatten_up_to(updates), nodes]
+    columns += [treedef.flatten_up_to(memory)] if memory is not None else []
+    signs = columns[0] if sign_of is None else treedef.flatten_up_to(sign_of)
+    given = iter(factors)
+    results = []
+    for sign, update, *arguments in zip(signs, *columns, strict=True):
+        factor = None if _leaves.is_hole(arguments[0]) else next(given)
+        if factor is not None and is_inexact(update):
+            source = update if _leaves.is_hole(sign) else sign
+            update = step(factor, update, source, *arguments)
+        results.append(update)
+    return treedef.unflatten(results)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `mask` and `multiplier` arguments mean for the leaves of a tree.
+
+Both may be given as a rule or table, as a function of the tree, or as a tree. Here they
+become one list: for each leaf None, which means untouched, or a factor on the rate.
+"""
+
+import numbers
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from optax_wd import _leaves
+from optax_wd._leaves import Leaf
+from optax_wd._rules import LeafFunction, Rule, check_leaves
+from optax_wd._typing import Mask, Multiplier, PyTree
+
+Factor: TypeAlias = float | jax.Array | np.ndarray
+"""A factor on the rate of one leaf: one number, or an array of the rank of the leaf."""
+
+
+def check_mask(mask: Any) -> None:
+    """Refuse what can be no mask, before there are any parameters.
+
+    Raises:
+      TypeError: if `mask` is None, a string, a number, or a table that is no rule.
+    """
+    if mask is None:
+        raise TypeError(
+            "mask=None is ambiguous; write mask=everything for all parameters or "
+            "mask=standard for weight matrices only"
+        )
+    if isinstance(mask, str):
+        raise TypeError(
+            f"mask is the string {mask!r}, which as a truth value would mean every "
+            f"leaf; write regex({mask!r}), path({mask!r}) or named({mask!r})"
+        )
+    if isinstance(mask, LeafFunction) and not isinstance(mask, Rule):
+        raise TypeError(
+            f"mask is {mask!r}, a table of factors or labels; pass factors as "
+            "multiplier=, and a rule such as `standard` as the mask"
+        )
+    if _is_number(mask) or isinstance(mask, jax.Array | np.ndarray):
+        raise TypeError(
+            f"mask is {mask!r}; the order of arguments is (weight_decay, mask), and a "
+            "mask is a rule, a function or a tree of bools"
+        )
+    if not _leaves.is_function(mask):
+        _check_bools(_leaves.leaves_with_paths(mask))
+
+
+def check_multiplier(multiplier: Any) -> None:
+    """Refuse what can be no multiplier, before there are any parameters.
+
+    Raises:
+      TypeError: if `multiplier` is a rule, a string or a bool.
+      ValueError: if it is a negative number, or one that is not finite.
+    """
+    if isinstance(multiplier, Rule | str | bool):
+        raise TypeError(
+            f"multiplier takes factors, got {multiplier!r}; pass a choice of leaves as "
+            "the mask, or factors as first_match((rule, 0.5), default=1.0)"
+        )
+    if _is_number(multiplier):
+        _checked_factor(multiplier, Leaf((), (), None))
+
+
+def factors_of(
+    mask: Mask,
+    multiplier: Multiplier | None,
+    tree: PyTree,
+    leaves: list[Leaf],
+    *,
+    strict: bool = True,
+) -> list[Factor | None]:
+    """The factor on the rate of each leaf; None for leaves that are not touched.
+
+    Args:
+      mask: the leaves that decay.
+      multiplier: the factors; None for 1.
+      tree: the parameters.
+      leaves: the leaves of `tree`.
+      strict: whether each name in a rule has to match some leaf of a complete tree.
+
+    Returns:
+      A list as long as `leaves`.
+
+    Raises:
+      TypeError: if mask or multiplier hold values of the wrong kind.
+      ValueError: if they do not fit the tree, or a factor is negative or not finite.
+    """
+    complete = strict and not _leaves.has_holes(tree)
+    chosen = _per_leaf(mask, tree, leaves, complete, "mask")
+    if multiplier is None:
+        values: list[Any] = [1.0] * len(leaves)
+    else:
+        values = _per_leaf(multiplier, tree, leaves, complete, "multiplier")
+    return [
+        _checked_factor(value, leaf) if choice and leaf.is_inexact else None
+        for choice, value, leaf in zip(chosen, values, leaves, strict=True)
+    ]
+
+
+def _per_leaf(
+    given: Any, tree: PyTree, leaves: list[Leaf], complete: bool, what: str
+) -> list[Any]:
+    """What `given` holds for each leaf, whichever of its forms it has."""
+    if isinstance(given, LeafFunction):
+        check_leaves(given, leaves, complete=complete)
+        return [given.decide(leaf) for leaf in leaves]
+    result = given(tree) if _leaves.is_function(given) else given
+    if what == "mask":
+        _check_bools(_leaves.leaves_with_paths(result))
+    if jax.tree.structure(result) == jax.tree.structure(tree):
+        return jax.tree.leaves(result)
+    partial = _leaves.has_holes(tree)
+    return _leaves.spread(result, leaves, partial=partial, what=what)
+
+
+def _check_bools(entries: list[tuple[tuple[str, ...], Any]]) -> None:
+    for path, value in entries:
+        if not isinstance(value, bool | np.bool_):
+            where = f"at {'/'.join(path)!r}" if path else "as a whole"
+            raise TypeError(
+                f"the mask is {value!r} {where}, where a bool belongs; write a rule "
+                "such as `standard` or named('kernel'), or a tree of bools"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
+def _checked_factor(value: Any, leaf: Leaf) -> Factor | None:
+    """A factor that fits a leaf; None for one that is zero throughout."""
+    if value == 1.0 and isinstance(value, float):
+        return value
+    where = f" at {leaf.where!r}" if leaf.path else ""
+    is_array = isinstance(value, jax.Array | np.ndarray)
+    if not is_array and not _is_number(value):
+        raise TypeError(
+            f"the multiplier is {value!r}{where}; write a number, or an array of the "
+            "rank of the leaf"
+        )
+    shape = np.shape(value)
+    if shape and (
+        len(shape) != leaf.ndim
+        or any(n not in (1, size) for n, size in zip(shape, leaf.shape, strict=True))
+    ):
+        raise ValueError(
+            f"the multiplier has shape {shape}{where}, where the leaf has "
+            f"{leaf.shape}; give it the rank of the leaf, with 1 for each axis on which "
+            "it does not vary"
+        )
+    if isinstance(value, Tracer):
+        return value
+    known = np.asarray(value, np.float64)
+    if not np.all(np.isfinite(known)) or np.any(known < 0.0):
+        raise ValueError(
+            f"the multiplier is {value!r}{where}; factors are finite and 0 or more"
+        )
+    if not np.any(known):
+        return None
+    return known if is_array and shape else float(known)
