@@ -151,8 +151,8 @@ def _checked_factor(value: Any, leaf: Leaf) -> Factor | None:
     ):
         raise ValueError(
             f"the multiplier has shape {shape}{where}, where the leaf has "
-            f"{leaf.shape}; give it the rank of the leaf, with 1 for each axis on which "
-            "it does not vary"
+            f"{leaf.shape}; give it the rank of the leaf, with 1 for axes that it does "
+            "not vary on"
         )
     if isinstance(value, Tracer):
         return value

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small trees and comparisons that several tests share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def tree(seed: int = 0, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """A small parameter tree: a matrix, a 2-D bias as of Flax attention, a scale."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "attn": {"kernel": (4, 2, 3), "bias": (2, 3)},
+        "mlp": {"kernel": (3, 5), "bias": (5,)},
+        "norm": {"scale": (4,)},
+    }
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), dtype),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def run(
+    tx: optax.GradientTransformation, params: Any, gradients: list[Any]
+) -> tuple[list[Any], Any]:
+    """Parameters after each step, and the last state."""
+
+    @jax.jit
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, seen = tx.init(params), []
+    for grads in gradients:
+        params, state = step(params, state, grads)
+        seen.append(params)
+    return seen, state
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal structures, dtypes and, bit for bit but for NaN, values."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def once(tx: Any, updates: Any, params: Any, **extra_args: Any) -> Any:
+    """The updates of the first step. `Any`, where Optax types them as any tree."""
+    return tx.update(updates, tx.init(params), params, **extra_args)[0]
+
+
+def noise(params: Any, steps: int, seed: int = 1) -> list[Any]:
+    """Gradients for some steps: standard normal, of the shapes and dtypes of params."""
+    rng = np.random.default_rng(seed)
+    return [
+        jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
+        for _ in range(steps)
+    ]
+
+
+def largest_difference(a: Any, b: Any) -> float:
+    """The largest absolute difference of two trees of one structure, in float64."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(
+        float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64))))
+        for x, y in pairs
+    )
