@@ -3,7 +3,6 @@
 
 import dataclasses
 import math
-import numbers
 from typing import Any, cast, final
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from optax_wd._leaves import is_number
 from optax_wd._rules import LeafFunction
 
 
@@ -34,7 +34,7 @@ class Amount:
                 self.value if isinstance(self.value, float) else jnp.asarray(self.value)
             )
         rate = jnp.asarray(self.value(count))
-        if rate.shape != () or not jnp.issubdtype(rate.dtype, jnp.number):
+        if rate.shape != () or not _is_real(rate.dtype):
             raise ValueError(
                 f"the schedule {self.value!r} returned {rate.dtype.name} of shape "
                 f"{rate.shape}; return one number for a step"
@@ -57,22 +57,25 @@ def check_amount(weight_decay: Any) -> Amount:
         )
     if callable(weight_decay):
         return Amount(cast(optax.Schedule, weight_decay))
-    if isinstance(weight_decay, jax.Array | np.ndarray):
-        if weight_decay.shape != ():
-            raise ValueError(
-                "weight_decay is one number or a schedule, got an array of shape "
-                f"{weight_decay.shape}; give amounts per leaf as multiplier="
-            )
-        if isinstance(weight_decay, jax.Array):
-            if not isinstance(weight_decay, Tracer):
-                _check_range(float(weight_decay))
-            return Amount(weight_decay)
-    elif isinstance(weight_decay, bool) or not isinstance(weight_decay, numbers.Real):
+    is_array = isinstance(weight_decay, jax.Array | np.ndarray)
+    if is_array and weight_decay.shape != ():
+        raise ValueError(
+            "weight_decay is one number or a schedule, got an array of shape "
+            f"{weight_decay.shape}; give amounts per leaf as multiplier="
+        )
+    if not (_is_real(weight_decay.dtype) if is_array else is_number(weight_decay)):
         raise TypeError(
             "weight_decay takes a number, a schedule or a 0-d array, got "
             f"{weight_decay!r}"
         )
+    if isinstance(weight_decay, Tracer):
+        return Amount(weight_decay)
     return Amount(_check_range(float(weight_decay)))
+
+
+def _is_real(dtype: Any) -> bool:
+    """Whether a dtype holds integers or real numbers, and no bools."""
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
 def _check_range(value: float) -> float:

@@ -9,6 +9,7 @@ not depend on the form. Values are never looked at.
 import dataclasses
 import functools
 import math
+import numbers
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -90,6 +91,8 @@ def is_hole(node: Any) -> bool:
 
 def has_holes(tree: PyTree) -> bool:
     """Whether a tree is partial: some leaf was taken out of it."""
+    if is_nnx_module(tree):  # None is an attribute there, not a missing leaf
+        return False
     return any(map(is_hole, jax.tree.leaves(tree, is_leaf=is_hole)))
 
 
@@ -146,6 +149,11 @@ def is_function(given: Any) -> bool:
     return not values or not all(isinstance(v, bool | np.bool_) for v in values)
 
 
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number that is no array and no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
 def prefixes(path: Path) -> Iterator[Path]:
     """A path and all its prefixes, the longest first."""
     return (path[:n] for n in range(len(path), -1, -1))
@@ -196,9 +204,11 @@ def _walk(
 
 
 def _tokens(key: Any) -> Path:
-    """The tokens of one key: one, but for a dict that is keyed by whole paths."""
+    """The tokens of one key, which may be a whole path: `a/b/scale`, `("a", "b")`."""
     for attribute in ("key", "name", "idx"):
         value = getattr(key, attribute, None)
+        if isinstance(value, tuple):
+            return tuple(map(str, value))
         if value is not None:
-            return tuple(map(str, value)) if isinstance(value, tuple) else (str(value),)
+            return tuple(str(value).split("/"))
     return (str(key),)

@@ -5,7 +5,6 @@ Both may be given as a rule or table, as a function of the tree, or as a tree. H
 become one list: for each leaf None, which means untouched, or a factor on the rate.
 """
 
-import numbers
 from typing import Any, TypeAlias
 
 import jax
@@ -42,7 +41,7 @@ def check_mask(mask: Any) -> None:
             f"mask is {mask!r}, a table of factors or labels; pass factors as "
             "multiplier=, and a rule such as `standard` as the mask"
         )
-    if _is_number(mask) or isinstance(mask, jax.Array | np.ndarray):
+    if _leaves.is_number(mask) or isinstance(mask, jax.Array | np.ndarray):
         raise TypeError(
             f"mask is {mask!r}; the order of arguments is (weight_decay, mask), and a "
             "mask is a rule, a function or a tree of bools"
@@ -63,7 +62,7 @@ def check_multiplier(multiplier: Any) -> None:
             f"multiplier takes factors, got {multiplier!r}; pass a choice of leaves as "
             "the mask, or factors as first_match((rule, 0.5), default=1.0)"
         )
-    if _is_number(multiplier):
+    if _leaves.is_number(multiplier):
         _checked_factor(multiplier, Leaf((), (), None))
 
 
@@ -129,17 +128,13 @@ def _check_bools(entries: list[tuple[tuple[str, ...], Any]]) -> None:
             )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
-
-
 def _checked_factor(value: Any, leaf: Leaf) -> Factor | None:
     """A factor that fits a leaf; None for one that is zero throughout."""
-    if value == 1.0 and isinstance(value, float):
+    if isinstance(value, float) and value == 1.0:
         return value
     where = f" at {leaf.where!r}" if leaf.path else ""
     is_array = isinstance(value, jax.Array | np.ndarray)
-    if not is_array and not _is_number(value):
+    if not is_array and not _leaves.is_number(value):
         raise TypeError(
             f"the multiplier is {value!r}{where}; write a number, or an array of the "
             "rank of the leaf"

@@ -7,7 +7,7 @@ Flax is imported inside the functions that are handed a Flax module.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 import jax
@@ -112,13 +112,21 @@ def shared_names(model: Any) -> dict[Path, list[str]]:
     """The other paths of each Variable that an NNX module holds more than once."""
     from flax import nnx
 
-    groups = nnx.find_duplicates(model, only=nnx.Variable)
-    paths = [[tuple(map(str, path)) for path in group] for group in groups]
-    return {
-        path: ["/".join(other) for other in group if other != path]
-        for group in paths
-        for path in group
-    }
+    groups = [
+        [tuple(map(str, path)) for path in group]
+        for group in nnx.find_duplicates(model)
+    ]
+    found: dict[Path, list[str]] = {}
+    for leaf in module_leaves(model, nnx.Variable):
+        for group in groups:
+            for path in group:
+                rest = leaf.path[len(path) :]
+                if path + rest == leaf.path:
+                    others = [
+                        "/".join(other + rest) for other in group if other != path
+                    ]
+                    found.setdefault(leaf.path, []).extend(others)
+    return found
 
 
 def _known(known: dict[Path, dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
@@ -139,8 +147,10 @@ def _owner(model: Any, path: tuple[Any, ...]) -> type:
 
 
 def _child(node: Any, key: Any) -> Any:
-    is_attribute = isinstance(key, str) and hasattr(node, key)
-    return getattr(node, key) if is_attribute else node[key]
+    by_position = isinstance(node, Sequence) and isinstance(key, int)
+    if by_position or isinstance(node, Mapping):
+        return node[key]
+    return getattr(node, key)  # a module, or a NamedTuple
 
 
 @final

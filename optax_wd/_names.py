@@ -109,6 +109,18 @@ def _check_patterns(what: str, patterns: tuple[object, ...]) -> tuple[str, ...]:
     return tuple(str(pattern) for pattern in patterns)
 
 
+def _nearest(pattern: str, texts: list[str]) -> list[str]:
+    """Up to three texts that hold or resemble a pattern, whatever their case."""
+    folded: dict[str, str] = {}
+    for text in texts:
+        folded.setdefault(text.casefold(), text)
+    wanted = pattern.casefold()
+    holding = sorted((text for text in folded if wanted in text), key=len)
+    close = difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)
+    found = list(dict.fromkeys(holding + close)) or list(folded)
+    return [folded[text] for text in found[:3]]
+
+
 @functools.cache
 def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(pattern))
@@ -150,10 +162,8 @@ class _ByName(NameRule):
 
     def hint(self, leaves: list[Leaf]) -> str:
         texts = dict.fromkeys(text for leaf in leaves for text in self.candidates(leaf))
-        near = difflib.get_close_matches(
-            self.patterns[0], list(texts)[:_MAX_CANDIDATES], n=3, cutoff=0.5
-        )
-        nearest = ", ".join(map(repr, near or list(texts)[:3]))
+        near = _nearest(self.patterns[0], list(texts)[:_MAX_CANDIDATES])
+        nearest = ", ".join(map(repr, near))
         return (
             f"{self!r} matches no leaf; the nearest are {nearest}; "
             f"write optional({self!r}) if that is meant"

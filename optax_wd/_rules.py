@@ -162,7 +162,7 @@ def check_stacked(stacked: Any) -> tuple[tuple[Rule, int], ...]:
 def inner_shape(leaf: Leaf, stacked: tuple[tuple[Rule, int], ...]) -> Shape:
     """The shape of a leaf without its stacked axes."""
     shape = list(leaf.shape)
-    for rule, axis in stacked:
+    for rule, axis in stacked if leaf.is_array else ():
         if not rule.matches(leaf):
             continue
         if axis >= len(shape):

@@ -2,6 +2,7 @@
 """Tables from rules to values: bools (a mask), numbers (factors), strings (labels)."""
 
 import dataclasses
+import enum
 import numbers
 from typing import Any, NoReturn, TypeAlias, final
 
@@ -10,7 +11,14 @@ from optax_wd._rules import LeafFunction, NameRule, Rule
 
 Value: TypeAlias = bool | float | str
 
-_UNSET: Any = object()
+
+class _Default(enum.Enum):
+    """Stands for no default; one object even after copies and pickles."""
+
+    NONE = enum.auto()
+
+
+_UNSET: Any = _Default.NONE
 
 
 @final
@@ -128,7 +136,7 @@ def first_match(
             f"values of first_match are all bools, all numbers or all strings, got "
             f"{values!r}"
         )
-    table = Table(rows, default)
+    table = Table(tuple((rule, value) for rule, value in rows), default)
     return BoolTable(table) if kinds == {"bool"} else table
 
 

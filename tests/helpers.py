@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small trees and comparisons that several tests share."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+
+import optax_wd as wd
 
 
 def tree(seed: int = 0, dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -71,3 +75,39 @@ def largest_difference(a: Any, b: Any) -> float:
         float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64))))
         for x, y in pairs
     )
+
+
+DECAYS: dict[str, Callable[..., Any]] = {
+    "masked": wd.masked_decay,
+    "cautious": wd.cautious_weight_decay,
+    "anchored": lambda weight_decay, mask=wd.standard, **options: wd.decay_along(
+        lambda u, p, start: p - start, weight_decay, mask, remember=jnp.copy, **options
+    ),
+}
+"""A decay without a gate, one with a gate, and one with memory."""
+
+every_decay = pytest.mark.parametrize("decay", DECAYS.values(), ids=DECAYS)
+
+
+def adam_chain(decay: Any, learning_rate: Any = 0.01) -> optax.GradientTransformation:
+    """Adam with a decay at the decoupled place."""
+    return optax.chain(
+        optax.scale_by_adam(), decay, optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """The leaves by path, None and MaskedNode among them."""
+    pairs = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: x is None or isinstance(x, optax.MaskedNode)
+    )
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in pairs}
+
+
+def variables(tx: Any, updates: Any, params: Any, **extra: Any) -> list[Any]:
+    """Of each leaf of the updates the variables of the jaxpr before and after `tx`."""
+    state = tx.init(params)
+    traced = jax.make_jaxpr(lambda u, p: tx.update(u, state, p, **extra)[0])(
+        updates, params
+    ).jaxpr
+    return list(zip(traced.invars, traced.outvars, strict=False))

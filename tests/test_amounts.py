@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much: what `weight_decay` may be, what it is refused for, and its values."""
+
+import dataclasses
+import fractions
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import once
+
+import optax_wd as wd
+from optax_wd import _amounts
+
+PARAMS = {"kernel": jnp.full((2, 3), 2.0)}
+ZEROS = {"kernel": jnp.zeros((2, 3))}
+
+DECAYS: dict[str, Callable[..., Any]] = {
+    "masked_decay": wd.masked_decay,
+    "cautious_weight_decay": wd.cautious_weight_decay,
+    "decay_along": lambda weight_decay, mask=wd.standard: wd.decay_along(
+        lambda u, p: p, weight_decay, mask
+    ),
+}
+
+
+def applied(weight_decay: Any) -> float:
+    """The rate that reaches the parameters in the first step."""
+    updates = once(wd.masked_decay(weight_decay), ZEROS, PARAMS)
+    return float(updates["kernel"][0, 0]) / 2.0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        0.5,
+        np.float32(0.5),
+        np.float64(0.5),
+        np.float16(0.5),
+        np.asarray(0.5),
+        fractions.Fraction(1, 2),
+        jnp.asarray(0.5),
+        jnp.asarray(0.5, jnp.bfloat16),
+        jnp.float32(0.5),
+        lambda step: 0.5,
+        lambda step: np.float64(0.5),
+        lambda step: jnp.asarray(0.5, jnp.bfloat16),
+        optax.constant_schedule(0.5),
+    ],
+)
+def test_every_way_to_write_one_half_decays_by_one_half(given: Any) -> None:
+    assert applied(given) == 0.5
+
+
+@pytest.mark.parametrize("given", [2, np.int32(2), np.asarray(2), lambda step: 2])
+def test_whole_numbers_are_rates(given: Any) -> None:
+    assert applied(given) == 2.0
+
+
+@pytest.mark.parametrize("given", [0, 0.0, -0.0, np.float32(0.0), np.asarray(0)])
+def test_constant_zero_is_recognised(given: Any) -> None:
+    assert _amounts.check_amount(given).is_zero
+
+
+@pytest.mark.parametrize("given", [jnp.asarray(0.0), jnp.float32(0.0)])
+def test_zero_in_a_concrete_jax_array_is_a_constant_zero_too(given: Any) -> None:
+    assert _amounts.check_amount(given).is_zero
+
+
+@pytest.mark.parametrize("given", [1e-30, 0.1, lambda step: 0.0])
+def test_small_rates_and_schedules_are_not_constant_zero(given: Any) -> None:
+    assert not _amounts.check_amount(given).is_zero
+
+
+def test_a_rate_that_float32_holds_exactly_reaches_the_weights_exactly() -> None:
+    for rate in (2.0**-20, 0.75, 3.0):
+        assert applied(rate) == rate
+
+
+def test_an_amount_is_a_frozen_value() -> None:
+    amount = _amounts.check_amount(0.1)
+    assert amount == _amounts.check_amount(np.float64(0.1))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        amount.value = 0.2  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("name", DECAYS)
+@pytest.mark.parametrize(
+    "given",
+    [-0.1, -1, float("nan"), float("inf"), -float("inf"), np.float32("nan"), -1e-30],
+)
+def test_negative_and_not_finite_rates_are_refused(name: str, given: Any) -> None:
+    message = (
+        rf"weight_decay has to be finite and 0 or more, got {float(given)}; a decay "
+        r"that stands after the learning rate goes inside after_learning_rate\(\.\.\.\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        DECAYS[name](given)
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("value", [-0.5, float("nan"), float("inf")])
+def test_known_arrays_are_checked_as_numbers_are(array: Any, value: float) -> None:
+    with pytest.raises(ValueError, match="has to be finite and 0 or more, got"):
+        wd.masked_decay(array(value))
+
+
+@pytest.mark.parametrize("name", DECAYS)
+@pytest.mark.parametrize(
+    "given", [True, False, np.bool_(True), "0.1", None, [0.1], (0.1,), {}, 1j]
+)
+def test_other_kinds_are_refused(name: str, given: Any) -> None:
+    message = "weight_decay takes a number, a schedule or a 0-d array, got "
+    with pytest.raises(TypeError, match=message) as error:
+        DECAYS[name](given)
+    assert repr(given) in str(error.value)
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("value", [True, False, 1j])
+def test_arrays_of_other_kinds_are_refused(array: Any, value: Any) -> None:
+    with pytest.raises(TypeError, match="takes a number, a schedule or a 0-d array"):
+        wd.masked_decay(array(value))
+
+
+def test_an_array_of_strings_is_refused() -> None:
+    with pytest.raises(TypeError, match="takes a number, a schedule or a 0-d array"):
+        wd.masked_decay(np.asarray("0.1"))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", DECAYS)
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 3), (0,)])
+@pytest.mark.parametrize("zeros", [np.zeros, jnp.zeros])
+def test_arrays_of_several_numbers_are_refused(
+    name: str, shape: tuple[int, ...], zeros: Any
+) -> None:
+    with pytest.raises(ValueError, match="weight_decay is one number or a sch") as e:
+        DECAYS[name](zeros(shape))
+    assert f"array of shape {shape}; give amounts per leaf as mult" in str(e.value)
+
+
+@pytest.mark.parametrize("name", DECAYS)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        wd.standard,
+        wd.named("kernel"),
+        wd.everything & ~wd.named("bias"),
+        wd.first_match((wd.named("kernel"), True), default=False),
+        wd.first_match((wd.named("kernel"), 0.5), default=1.0),
+    ],
+)
+def test_a_rule_as_the_amount_names_the_order_of_arguments(
+    name: str, rule: Any
+) -> None:
+    with pytest.raises(TypeError, match="weight_decay got the rule") as error:
+        DECAYS[name](rule)
+    assert repr(rule) in str(error.value)
+    assert "the order of arguments is (weight_decay, mask)" in str(error.value)
+
+
+@pytest.mark.parametrize("name", DECAYS)
+def test_swapped_arguments_are_refused_whichever_is_looked_at_first(name: str) -> None:
+    with pytest.raises(TypeError, match=r"order of arguments is \(weight_decay, mask"):
+        DECAYS[name](wd.standard, 0.1)
+
+
+@pytest.mark.parametrize("amount", [0.1, 1, np.float32(0.1), jnp.asarray(0.1)])
+def test_a_number_as_the_mask_names_the_order_of_arguments(amount: Any) -> None:
+    with pytest.raises(TypeError, match=r"order of arguments is \(weight_decay, mask"):
+        wd.masked_decay(0.1, amount)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (np.ones(3, np.float32), r"float32 of shape \(3,\)"),
+        (jnp.ones((1,)), r"float32 of shape \(1,\)"),
+        ([0.1, 0.2], r"float32 of shape \(2,\)"),
+        (True, r"bool of shape \(\)"),
+        (jnp.asarray(False), r"bool of shape \(\)"),
+        (1j, r"complex64 of shape \(\)"),
+    ],
+)
+@pytest.mark.parametrize("when", ["init", "update"])
+def test_a_schedule_that_returns_no_number_is_named(
+    returned: Any, said: str, when: str
+) -> None:
+    tx = wd.masked_decay(0.1)
+    state = tx.init(PARAMS)
+
+    def strange(step: Any) -> Any:
+        return returned
+
+    tx = wd.masked_decay(strange)
+    message = f"the schedule .*strange.* returned {said}; return one number for a step"
+    with pytest.raises(ValueError, match=message):
+        tx.init(PARAMS) if when == "init" else tx.update(ZEROS, state, PARAMS)
+
+
+@pytest.mark.parametrize("returned", [None, "0.1", {"rate": 0.1}])
+def test_a_schedule_that_returns_no_array_is_refused(returned: Any) -> None:
+    tx = wd.masked_decay(lambda step: returned)
+    with pytest.raises((TypeError, ValueError)):
+        tx.init(PARAMS)
+
+
+def test_a_schedule_gets_the_number_of_updates_so_far() -> None:
+    tx: Any = wd.masked_decay(lambda step: 0.5 + step)
+    state, rates = tx.init(PARAMS), []
+    for _ in range(3):
+        updates, state = tx.update(ZEROS, state, PARAMS)
+        rates.append(float(updates["kernel"][0, 0]) / 2.0)
+    assert rates == [0.5, 1.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (optax.linear_schedule(0.0, 1.0, 2), [0.0, 0.5, 1.0, 1.0]),
+        (optax.piecewise_constant_schedule(0.5, {2: 0.5}), [0.5, 0.5, 0.25, 0.25]),
+        (
+            optax.join_schedules([lambda n: 0.25, lambda n: 2.0], [2]),
+            [0.25] * 2 + [2.0] * 2,
+        ),
+    ],
+)
+def test_schedules_of_optax_are_amounts(schedule: Any, rates: list[float]) -> None:
+    tx: Any = wd.masked_decay(schedule)
+
+    def step(state: Any, _: None) -> tuple[Any, jax.Array]:
+        updates, state = tx.update(ZEROS, state, PARAMS)
+        return state, updates["kernel"][0, 0] / 2.0
+
+    _, found = jax.lax.scan(step, tx.init(PARAMS), length=4)
+    np.testing.assert_array_equal(found, rates)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_a_traced_number_is_an_amount(dtype: Any) -> None:
+    traces = []
+
+    @jax.jit
+    def updated(weight_decay: jax.Array) -> tuple[jax.Array, Any]:
+        traces.append(weight_decay)
+        tx: Any = wd.masked_decay(weight_decay)
+        updates, state = tx.update(ZEROS, tx.init(PARAMS), PARAMS)
+        return updates["kernel"], state
+
+    for rate in (2, 0, 3):
+        update, state = updated(jnp.asarray(rate, dtype))
+        np.testing.assert_array_equal(update, np.full((2, 3), 2.0 * rate))
+        assert state.decay_rate == rate and state.decay_rate.dtype == jnp.float32
+    assert len(traces) == 1
+
+
+def test_a_traced_array_of_several_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"got an array of shape \(2,\)"):
+        jax.jit(lambda rates: wd.masked_decay(rates).init(PARAMS))(jnp.ones(2))
+
+
+def test_amounts_can_be_batched_and_differentiated() -> None:
+    def update(rate: jax.Array) -> jax.Array:
+        return once(wd.masked_decay(rate), ZEROS, PARAMS)["kernel"]
+
+    batched = jax.vmap(update)(jnp.asarray([0.5, 1.0]))
+    np.testing.assert_array_equal(batched[:, 0, 0], [1.0, 2.0])
+    assert jax.grad(lambda rate: jnp.sum(update(rate)))(jnp.asarray(0.1)) == 12.0
+
+
+def test_the_rate_times_the_factor_is_rounded_once() -> None:
+    assert np.float32(0.1) * np.float32(0.3) != np.float32(0.1 * 0.3)
+    ones = {"kernel": jnp.ones((2, 3))}
+    updates = once(wd.masked_decay(0.1, multiplier=0.3), ZEROS, ones)
+    np.testing.assert_array_equal(updates["kernel"], np.full((2, 3), 0.1 * 0.3, "f4"))
