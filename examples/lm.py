@@ -115,7 +115,6 @@ class LanguageModel(nnx.Module):
     """Bytes in, logits of the next byte out; parameters of `blocks` are (L, ...)."""
 
     def __init__(self, settings: Settings, rngs: nnx.Rngs) -> None:
-
         @nnx.split_rngs(splits=settings.layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stack(rngs: nnx.Rngs) -> Block:
@@ -260,7 +259,7 @@ def report(settings: Settings, text: Text, journal: Journal) -> None:
     print(f"\n{settings.decay} weight decay after {last['step']} steps")
     for name, value in bits.items():
         print(f"  {name:<14}{value:.3f} bits per byte, held out")
-    print(f"  weight RMS    {last['weight_rms']:.4f} of the decayed weights")
+    print(f"  weight RMS    {last['weight_rms']:.4f} of the weights chosen to decay")
     print(f"  open to decay {last['open_fraction']:.3f} of their coordinates{would}")
     print(f"  seconds       {last['seconds']:.0f}")
 

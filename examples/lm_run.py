@@ -41,7 +41,7 @@ class Settings:
     decay: str = _option("cautious", "how weights decay", choices=ARMS)
     weight_decay: float = _option(0.5, "times learning rate: the shrink", type=float)
     learning_rate: float = _option(5e-3, "highest, after the warm-up", type=float)
-    steps: int = _option(550, "optimizer steps", type=int)
+    steps: int = _option(450, "optimizer steps", type=int)
     seed: int = _option(0, "of the weights and the order of the text", type=int)
     width: int = _option(96, "features per position", type=int)
     layers: int = _option(3, "transformer blocks", type=int)
@@ -274,7 +274,7 @@ def draw(history: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     panels = figure.subplots(1, 3)
     names = "loss", "weight_rms", "open_fraction"
-    titles = "loss, nats per byte", "RMS of the decayed weights", "open to decay"
+    titles = "loss, nats per byte", "RMS of weights chosen to decay", "open to decay"
     step = [now["step"] for now in history]
     for panel, name, title in zip(panels, names, titles, strict=True):
         panel.plot(step, [now[name] for now in history], label="training")

@@ -34,7 +34,7 @@ class Amount:
                 self.value if isinstance(self.value, float) else jnp.asarray(self.value)
             )
         rate = jnp.asarray(self.value(count))
-        if rate.shape != () or not _is_real(rate.dtype):
+        if rate.shape != () or not is_number(rate):
             raise ValueError(
                 f"the schedule {self.value!r} returned {rate.dtype.name} of shape "
                 f"{rate.shape}; return one number for a step"
@@ -57,25 +57,19 @@ def check_amount(weight_decay: Any) -> Amount:
         )
     if callable(weight_decay):
         return Amount(cast(optax.Schedule, weight_decay))
-    is_array = isinstance(weight_decay, jax.Array | np.ndarray)
-    if is_array and weight_decay.shape != ():
-        raise ValueError(
-            "weight_decay is one number or a schedule, got an array of shape "
-            f"{weight_decay.shape}; give amounts per leaf as multiplier="
-        )
-    if not (_is_real(weight_decay.dtype) if is_array else is_number(weight_decay)):
+    if not is_number(weight_decay):
         raise TypeError(
             "weight_decay takes a number, a schedule or a 0-d array, got "
             f"{weight_decay!r}"
         )
+    if np.shape(weight_decay) != ():
+        raise ValueError(
+            "weight_decay is one number or a schedule, got an array of shape "
+            f"{weight_decay.shape}; give amounts per leaf as multiplier="
+        )
     if isinstance(weight_decay, Tracer):
         return Amount(weight_decay)
     return Amount(_check_range(float(weight_decay)))
-
-
-def _is_real(dtype: Any) -> bool:
-    """Whether a dtype holds integers or real numbers, and no bools."""
-    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
 def _check_range(value: float) -> float:

@@ -11,7 +11,7 @@ import functools
 import math
 import numbers
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -150,8 +150,19 @@ def is_function(given: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a real number that is no array and no bool."""
+    """Whether `value` is a real number, or an array of such; bools are none."""
+    if isinstance(value, jax.Array | np.ndarray):
+        kinds = jnp.integer, jnp.floating
+        return any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
+def path_of(keys: Iterable[Any]) -> Path:
+    """The tokens of keys, each of which may hold a path itself: `Dense_0/kernel/scale`.
+
+    Such are the scales of `nn.WeightNorm`, and flattened dicts.
+    """
+    return tuple(token for key in keys for token in str(key).split("/"))
 
 
 def prefixes(path: Path) -> Iterator[Path]:
@@ -204,11 +215,9 @@ def _walk(
 
 
 def _tokens(key: Any) -> Path:
-    """The tokens of one key, which may be a whole path: `a/b/scale`, `("a", "b")`."""
+    """The tokens of one key of a pytree; a tuple is a path."""
     for attribute in ("key", "name", "idx"):
         value = getattr(key, attribute, None)
-        if isinstance(value, tuple):
-            return tuple(map(str, value))
         if value is not None:
-            return tuple(str(value).split("/"))
-    return (str(key),)
+            return path_of(value if isinstance(value, tuple) else (value,))
+    return path_of((key,))

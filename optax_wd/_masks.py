@@ -62,7 +62,7 @@ def check_multiplier(multiplier: Any) -> None:
             f"multiplier takes factors, got {multiplier!r}; pass a choice of leaves as "
             "the mask, or factors as first_match((rule, 0.5), default=1.0)"
         )
-    if _leaves.is_number(multiplier):
+    if _leaves.is_number(multiplier) and np.shape(multiplier) == ():
         _checked_factor(multiplier, Leaf((), (), None))
 
 
@@ -133,8 +133,7 @@ def _checked_factor(value: Any, leaf: Leaf) -> Factor | None:
     if isinstance(value, float) and value == 1.0:
         return value
     where = f" at {leaf.where!r}" if leaf.path else ""
-    is_array = isinstance(value, jax.Array | np.ndarray)
-    if not is_array and not _leaves.is_number(value):
+    if not _leaves.is_number(value):
         raise TypeError(
             f"the multiplier is {value!r}{where}; write a number, or an array of the "
             "rank of the leaf"
@@ -158,4 +157,4 @@ def _checked_factor(value: Any, leaf: Leaf) -> Factor | None:
         )
     if not np.any(known):
         return None
-    return known if is_array and shape else float(known)
+    return known if shape else float(known)

@@ -101,7 +101,7 @@ def module_leaves(model: Any, wrt: Any = None) -> list[Leaf]:
     known = {}
     for path, variable in nnx.to_flat_state(state):
         facts = {"owner": _owner(model, path), "metadata": variable.get_metadata()}
-        known[tuple(map(str, path))] = facts
+        known[_leaves.path_of(path)] = facts
     return [
         dataclasses.replace(leaf, **next(_known(known, leaf.path)))
         for leaf in _leaves.list_leaves(nnx.as_pure(state))

@@ -50,8 +50,8 @@ def rms_of_kernels(model: Any) -> float:
 
 
 @nnx.jit
-def logits_of(model: Any, byte_BxT: jax.Array) -> jax.Array:
-    return model(byte_BxT)
+def jitted(module: Any, x: jax.Array) -> jax.Array:
+    return module(x)
 
 
 def command(*arguments: object) -> list[str]:
@@ -522,7 +522,7 @@ def test_change_of_a_byte_changes_no_logits_before_it() -> None:
     changed_BxT = byte_BxT.copy()
     changed_BxT[:, 9] += 1
     before, after = (
-        np.asarray(logits_of(small_model(), jnp.asarray(x)))
+        np.asarray(jitted(small_model(), jnp.asarray(x)))
         for x in (byte_BxT, changed_BxT)
     )
     assert before.shape == (2, 16, 256)
@@ -545,9 +545,9 @@ def test_block_whose_branches_end_in_zeros_passes_its_input_on() -> None:
     block = lm.Block(small_settings(), nnx.Rngs(0))
     x_BxTxD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 8)), jnp.float32)
     for branch in (block.attention.out, block.mlp.down):
-        assert not jnp.array_equal(block(x_BxTxD), x_BxTxD)
+        assert not jnp.array_equal(jitted(block, x_BxTxD), x_BxTxD)
         branch.kernel[...] = jnp.zeros_like(branch.kernel[...])
-    np.testing.assert_array_equal(block(x_BxTxD), x_BxTxD)
+    np.testing.assert_array_equal(jitted(block, x_BxTxD), x_BxTxD)
 
 
 def test_scanned_blocks_are_the_blocks_one_after_another() -> None:
@@ -561,7 +561,7 @@ def test_scanned_blocks_are_the_blocks_one_after_another() -> None:
         return model.embedding.attend(model.norm(x_BxTxD))
 
     model, byte_BxT = small_model(), jnp.arange(32).reshape(2, 16)
-    by_scan = logits_of(model, byte_BxT)
+    by_scan = jitted(model, byte_BxT)
     np.testing.assert_allclose(by_scan, by_hand(model, byte_BxT), rtol=1e-4, atol=1e-5)
 
 

@@ -132,7 +132,7 @@ def test_an_array_that_stands_alone_has_no_path() -> None:
 
 
 def test_equinox_fields_are_tokens_and_what_is_no_array_has_no_dtype() -> None:
-    module = Holder(jnp.zeros((2, 3)), jnp.zeros(2), jax.nn.relu, 3)
+    module: Any = Holder(jnp.zeros((2, 3)), jnp.zeros(2), jax.nn.relu, width=3)
     facts = {x.where: (x.shape, x.is_array) for x in _leaves.list_leaves(module)}
     assert facts == {
         "weight": ((2, 3), True),
@@ -190,8 +190,9 @@ def test_a_leaf_counts_its_dimensions_and_elements() -> None:
 
 
 def test_leaves_compare_and_hash_by_their_facts() -> None:
-    made: Any = ["a", "b"], [2, 3]
-    leaf = wd.Leaf(*made, "bfloat16")
+    path: Any = ["a", "b"]
+    shape: Any = [2, 3]
+    leaf = wd.Leaf(path, shape, "bfloat16")
     assert leaf == wd.Leaf(("a", "b"), (2, 3), jnp.bfloat16)
     assert leaf == wd.Leaf(("a", "b"), (2, 3), np.dtype(jnp.bfloat16))
     assert hash(leaf) == hash(wd.Leaf(("a", "b"), (2, 3), jnp.bfloat16))
@@ -265,17 +266,15 @@ def test_an_answer_without_a_leaf_is_an_error_on_a_complete_tree_only() -> None:
 
 
 def test_a_callable_tree_of_bools_is_no_function() -> None:
-    module = Holder(True, np.bool_(False), True, 3)
-    assert callable(print) and _leaves.is_function(print)
-    assert not _leaves.is_function({"a": True})
-
-    class Callable(Holder):
+    class Called(Holder):
         def __call__(self, x: Any) -> Any:
             return x
 
-    called = Callable(*jax.tree.leaves(module), 3)
-    assert callable(called) and not _leaves.is_function(called)
-    assert _leaves.is_function(Callable(jnp.zeros(2), True, True, 3))
+    answers = Called(True, np.bool_(False), True, width=3)
+    assert callable(answers) and not _leaves.is_function(answers)
+    assert _leaves.is_function(Called(jnp.zeros(2), True, True, width=3))
+    assert _leaves.is_function(print)
+    assert not _leaves.is_function({"a": True})
 
 
 def test_rules_work_where_flax_was_never_imported() -> None:

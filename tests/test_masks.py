@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import flax.linen as nn
 import forms
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +32,7 @@ def decayed(mask: Any, params: Any, multiplier: Any = None) -> dict[str, Any]:
     """What a decay of rate 1 adds to updates of zero; None where it returns them."""
     tx = wd.masked_decay(1.0, mask, multiplier=multiplier)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)
+    updates = helpers.once(tx, zeros, params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     before, after = forms.answers(zeros), forms.answers(updates)
     return {
@@ -48,6 +49,13 @@ def factors(multiplier: Any, params: Any = PARAMS) -> dict[str, Any]:
     added = decayed(wd.everything, params, multiplier)
     values = {k: u if u is None else set(np.ravel(u)) for k, u in added.items()}
     return {k: v if v is None else float(*v) for k, v in values.items()}
+
+
+def equinox_model() -> Any:
+    """Two layers of zeros, their activations, and a `__call__`."""
+    abstract = eqx.filter_eval_shape(eqx.nn.MLP, 2, 2, 3, 1, key=jax.random.key(0))
+    arrays, rest = eqx.partition(abstract, lambda x: hasattr(x, "dtype"))
+    return eqx.combine(forms.zeros(arrays), rest)
 
 
 MASKS = {
@@ -119,7 +127,7 @@ def test_one_bool_holds_for_all_leaves(kind: Callable[[bool], Any]) -> None:
 
 
 def test_an_equinox_tree_of_bools_with_a_call_is_a_tree() -> None:
-    model = eqx.nn.MLP(2, 2, 3, 1, key=jax.random.key(0))
+    model = equinox_model()
     params = eqx.filter(model, eqx.is_inexact_array)
     mask = wd.named("weight")(model)
     assert callable(mask)
@@ -130,7 +138,7 @@ def test_an_equinox_tree_of_bools_with_a_call_is_a_tree() -> None:
 
 
 def test_an_equinox_model_with_what_is_no_array_is_described_as_its_arrays() -> None:
-    model = eqx.nn.MLP(2, 2, 3, 1, key=jax.random.key(0))
+    model = equinox_model()
     mask = wd.standard(model)
     assert all(type(leaf) is bool for leaf in jax.tree.leaves(mask))
     for given in (mask, wd.standard):
@@ -152,11 +160,11 @@ def test_a_named_tuple_keeps_its_field_named_value() -> None:
     params = {"attn": Projections(*[jnp.ones((2, 2)) for _ in range(3)])}
     tx = wd.masked_decay(1.0, wd.named("value"))
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)
+    updates = helpers.once(tx, zeros, params)
     assert updates["attn"].query is zeros["attn"].query
     assert float(updates["attn"].value[0, 0]) == 1.0
     tree = {"attn": Projections(False, True, False)}
-    updates, _ = wd.masked_decay(1.0, tree).update(zeros, tx.init(params), params)
+    updates = helpers.once(wd.masked_decay(1.0, tree), zeros, params)
     assert updates["attn"].value is zeros["attn"].value
     assert float(updates["attn"].key[0, 0]) == 1.0
 
@@ -170,7 +178,7 @@ def test_a_mask_of_the_whole_fits_a_part_of_the_tree(mask: Any, hole: Any) -> No
     params = {"attn": PARAMS["attn"], "mlp": hole}
     tx = wd.masked_decay(1.0, mask)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)
+    updates = helpers.once(tx, zeros, params)
     assert float(updates["attn"]["kernel"][0, 0, 0]) == 1.0
     assert updates["mlp"] == hole
 
@@ -181,7 +189,7 @@ def test_a_mask_inside_of_partition_may_be_that_of_the_whole_tree() -> None:
         {"attn": "a", "mlp": "b"},
     )
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
+    updates = helpers.once(tx, zeros, PARAMS)
     assert jax.tree.map(lambda u: float(u.sum()), updates) == {
         "attn": {"bias": 0.0, "kernel": 24.0},
         "mlp": {"bias": 0.0, "kernel": 0.0},
@@ -465,7 +473,7 @@ def test_a_traced_multiplier_is_multiplied_with() -> None:
     def update(column: jax.Array, number: jax.Array) -> Any:
         tree = {"kernel": column, "bias": number}
         tx = wd.masked_decay(1.0, wd.everything, multiplier=tree)
-        return tx.update(zeros, tx.init(params), params)[0]
+        return helpers.once(tx, zeros, params)
 
     updates = update(jnp.asarray([[0.5], [2.0]]), jnp.asarray(3.0))
     np.testing.assert_array_equal(updates["kernel"], [[0.5, 0.5], [2.0, 2.0]])
@@ -616,6 +624,6 @@ def test_a_name_in_a_mask_or_multiplier_has_to_match_some_leaf() -> None:
 
 def test_a_mask_is_not_asked_in_init() -> None:
     tx = wd.masked_decay(0.1, wd.named("kernels"), multiplier={"nowhere": 1.0})
-    state = tx.init({"kernel": jnp.ones(2)})
+    state: Any = tx.init({"kernel": jnp.ones(2)})
     assert state.memory == ()
     optax.tree_map_params(tx, lambda x: x, state)

@@ -290,7 +290,10 @@ def test_labels_of_types_drive_partition_under_nnx_optimizer() -> None:
     module = plain()
     table = wd.first_match((wd.owned_by(nnx.LayerNorm), "norms"), default="rest")
     labels = wd.mask_of(module, table)
-    groups = {"norms": optax.identity(), "rest": optax.add_decayed_weights(-1.0)}
+    groups: dict[Any, Any] = {
+        "norms": optax.identity(),
+        "rest": optax.add_decayed_weights(-1.0),
+    }
     steps = moved(module, optax.partition(groups, labels))
     assert {path for path, step in steps.items() if step == 0.0} == {
         "norm/bias",

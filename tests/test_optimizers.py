@@ -17,6 +17,12 @@ Chain = optax.GradientTransformation
 SCHEDULE = optax.linear_schedule(0.02, 0.0, 6)
 
 
+def small(dtype: Any = jnp.float32) -> dict[str, Any]:
+    """A tree of two leaves that decay and one that does not; it compiles fast."""
+    whole = tree(dtype=dtype)
+    return {"attn": {"kernel": whole["attn"]["kernel"]}, "mlp": whole["mlp"]}
+
+
 def written_out(scale: Chain, decay: Chain, learning_rate: Any) -> Chain:
     return optax.chain(scale, decay, optax.scale_by_learning_rate(learning_rate))
 
@@ -68,25 +74,31 @@ every_chain = pytest.mark.parametrize("name", CHAINS)
 
 
 def assert_equal_runs(ready: Chain, chain: Chain, params: Any = None) -> None:
-    params = tree() if params is None else params
+    params = small() if params is None else params
     gradients = noise(params, 5)
     seen, expected = (run(tx, params, gradients)[0] for tx in (ready, chain))
     assert_same(seen, expected)
 
 
+LONE = {"kernel": jnp.asarray([[1.0, -0.5], [-0.25, 2.0], [0.0, -1.5]])}
+
+
 @every_chain
-@pytest.mark.parametrize("learning_rate", [0.02, SCHEDULE], ids=["number", "schedule"])
-def test_it_is_the_chain_written_out(name: str, learning_rate: Any) -> None:
+def test_it_is_the_chain_written_out(name: str) -> None:
     ready, scale = CHAINS[name]
     decay = wd.cautious_weight_decay(0.3, wd.named("kernel"))
-    assert_equal_runs(
-        ready(learning_rate, decay), written_out(scale, decay, learning_rate)
-    )
+    assert_equal_runs(ready(0.02, decay), written_out(scale, decay, 0.02), LONE)
+
+
+@pytest.mark.parametrize("name", ["nadamw", "sgdw nesterov", "lion"])
+def test_with_schedules_it_is_the_chain_written_out(name: str) -> None:
+    ready, scale = CHAINS[name]
+    decay = wd.cautious_weight_decay(optax.linear_schedule(0.5, 0.1, 4))
+    assert_equal_runs(ready(SCHEDULE, decay), written_out(scale, decay, SCHEDULE), LONE)
 
 
 DECAY_KINDS: dict[str, Chain] = {
     "masked": wd.masked_decay(0.3),
-    "cautious schedule": wd.cautious_weight_decay(optax.linear_schedule(0.5, 0.1, 4)),
     "anchored": DECAYS["anchored"](0.3, wd.everything),
     "add_decayed_weights": optax.add_decayed_weights(0.3, mask=wd.standard),
     "none": optax.identity(),
@@ -100,7 +112,7 @@ DECAY_KINDS: dict[str, Chain] = {
             "none": optax.identity(),
         },
         wd.first_match(
-            (wd.contains("mlp"), "strong"),
+            (wd.path("mlp/kernel"), "strong"),
             (wd.contains("attn"), "weak"),
             default="none",
         ),
@@ -113,54 +125,50 @@ DECAY_KINDS: dict[str, Chain] = {
 
 
 @pytest.mark.parametrize("decay", DECAY_KINDS.values(), ids=DECAY_KINDS)
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_adamw_takes_any_decay(decay: Chain, nesterov: bool) -> None:
-    scale = optax.scale_by_adam(nesterov=nesterov)
+def test_adamw_takes_any_decay(decay: Chain) -> None:
+    scale = optax.scale_by_adam()
+    assert_equal_runs(wd.adamw(0.02, decay), written_out(scale, decay, 0.02))
+
+
+@pytest.mark.parametrize("kind", ["partition", "masked by optax", "a chain"])
+def test_nadamw_takes_decays_that_see_a_part_of_the_tree(kind: str) -> None:
+    scale, decay = optax.scale_by_adam(nesterov=True), DECAY_KINDS[kind]
     assert_equal_runs(
-        wd.adamw(0.02, decay, nesterov=nesterov), written_out(scale, decay, 0.02)
+        wd.adamw(0.02, decay, nesterov=True), written_out(scale, decay, 0.02)
     )
 
 
-@every_chain
-def test_inside_multi_steps_it_is_the_chain_written_out(name: str) -> None:
-    ready, scale = CHAINS[name]
-    decay = wd.cautious_weight_decay(0.3)
-    assert_equal_runs(
-        optax.MultiSteps(ready(0.02, decay), 2).gradient_transformation(),
-        optax.MultiSteps(written_out(scale, decay, 0.02), 2).gradient_transformation(),
-    )
+WRAPPERS: dict[str, Callable[[Any], Chain]] = {
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "masked": lambda tx: optax.masked(tx, wd.contains("mlp")),
+    "partition": lambda tx: optax.partition(
+        {"a": tx, "b": optax.sgd(0.1)},
+        wd.first_match((wd.contains("attn"), "b"), default="a"),
+    ),
+}
 
 
-@pytest.mark.parametrize("around", ["masked", "partition", "apply_if_finite"])
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_inside_other_wrappers_it_is_the_chain_written_out(
-    around: str, nesterov: bool
+def test_inside_wrappers_it_is_the_chain_written_out(
+    wrapper: Callable[[Any], Chain], nesterov: bool
 ) -> None:
-    wrap: dict[str, Callable[[Any], Chain]] = {
-        "masked": lambda tx: optax.masked(tx, wd.contains("mlp", "norm")),
-        "partition": lambda tx: optax.partition(
-            {"a": tx, "b": optax.sgd(0.1)},
-            wd.first_match((wd.contains("attn"), "b"), default="a"),
-        ),
-        "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
-    }
     decay = wd.cautious_weight_decay(0.3)
     chain = written_out(optax.scale_by_adam(nesterov=nesterov), decay, 0.02)
-    assert_equal_runs(
-        wrap[around](wd.adamw(0.02, decay, nesterov=nesterov)), wrap[around](chain)
-    )
+    assert_equal_runs(wrapper(wd.adamw(0.02, decay, nesterov=nesterov)), wrapper(chain))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("name", ["adamw", "sgdw momentum", "lion"])
-def test_in_low_precision_it_is_the_chain_written_out(name: str, dtype: Any) -> None:
-    # Eagerly: compiled, XLA may keep more bits of one of the two.
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw momentum", "lion"])
+def test_in_bf16_it_is_the_chain_written_out(name: str) -> None:
+    # Eagerly: compiled, XLA may keep more bits in one of the two.
     ready, scale = CHAINS[name]
-    decay = wd.cautious_weight_decay(0.25)
-    params, (grads,) = tree(dtype=dtype), noise(tree(dtype=dtype), 1)
-    updates = once(ready(2.0**-6, decay), grads, params)
-    assert_same(updates, once(written_out(scale, decay, 2.0**-6), grads, params))
-    assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+    decay = wd.cautious_weight_decay(0.3, wd.everything)
+    params = {"w": jnp.asarray([[1.0, -2.0, 0.3]], jnp.bfloat16)}
+    (grads,) = noise(params, 1)
+    updates = once(ready(0.02, decay), grads, params)
+    assert_same(updates, once(written_out(scale, decay, 0.02), grads, params))
+    assert updates["w"].dtype == jnp.bfloat16
 
 
 # Optax's own
@@ -183,6 +191,10 @@ OPTAX: dict[str, tuple[Chain, Chain]] = {
         wd.lion(0.02, wd.masked_decay(0.3, wd.everything)),
         optax.lion(0.02, weight_decay=0.3),
     ),
+    "lion without": (
+        wd.lion(0.02, optax.identity()),
+        optax.lion(0.02, weight_decay=0.0),
+    ),
     "sgd": (wd.sgdw(0.02, optax.identity()), optax.sgd(0.02)),
     "sgd nesterov": (
         wd.sgdw(0.02, optax.identity(), momentum=0.9, nesterov=True),
@@ -192,32 +204,28 @@ OPTAX: dict[str, tuple[Chain, Chain]] = {
 
 
 @pytest.mark.parametrize("name", OPTAX)
-@pytest.mark.parametrize("double", [False, True])
-def test_it_is_optaxs_own_with_the_same_mask(name: str, double: bool) -> None:
-    with jax.enable_x64(double):
-        params = tree(dtype=jnp.float64 if double else jnp.float32)
-        assert_equal_runs(*OPTAX[name], params)
+def test_it_is_optaxs_own_with_the_same_mask(name: str) -> None:
+    assert_equal_runs(*OPTAX[name])
 
 
-def test_the_defaults_are_those_of_optax() -> None:
-    """Adam's and Lion's figures; each differs in the first steps."""
-    none = optax.identity()
-    assert_equal_runs(wd.adamw(0.02, none), optax.adam(0.02))
-    lion = optax.lion(0.02, weight_decay=0.0)
-    assert_equal_runs(wd.lion(0.02, none), lion)
-    assert_equal_runs(wd.sgdw(0.02, none), optax.sgd(0.02))
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_in_float64_it_is_optaxs_own_with_the_same_mask(name: str) -> None:
+    with jax.enable_x64(True):
+        assert_equal_runs(*OPTAX[name], small(jnp.float64))
 
 
 # After the learning rate
 
 
-@every_chain
 @every_decay
+@pytest.mark.parametrize("name", ["nadamw", "sgdw", "lion"])
 def test_a_decay_for_after_the_learning_rate_is_put_last(name: str, decay: Any) -> None:
     ready, scale = CHAINS[name]
     last = wd.after_learning_rate(decay(0.1))
     rate = optax.scale_by_learning_rate(0.02)
-    assert_equal_runs(ready(0.02, last), optax.chain(scale, rate, last))
+    params, (grads,) = LONE, noise(LONE, 1)
+    expected = once(optax.chain(scale, rate, last), grads, params)
+    assert_same(once(ready(0.02, last), grads, params), expected)
 
 
 def test_a_decay_for_after_the_learning_rate_shrinks_in_a_ready_chain() -> None:
@@ -252,7 +260,7 @@ def test_a_nested_decay_for_after_the_learning_rate_is_refused(
         "weights; pass it to the ready chain as the whole decay, or take the decay out"
     )
     with pytest.raises(ValueError, match=message):
-        once(tx, tree(), tree())
+        jax.eval_shape(lambda p: once(tx, p, p), small())
 
 
 @pytest.mark.parametrize("ready", [wd.adamw, wd.sgdw, wd.lion])
@@ -269,12 +277,12 @@ def test_what_is_no_transformation_is_refused(ready: Any, decay: Any) -> None:
 def test_missing_params_are_named_by_a_ready_chain() -> None:
     tx = wd.adamw(1e-3, wd.masked_decay(0.1))
     with pytest.raises(ValueError, match="weight decay needs the parameters"):
-        tx.update(tree(), tx.init(tree()))
+        jax.eval_shape(tx.update, small(), tx.init(small()))
 
 
 def test_without_a_decay_params_are_not_needed() -> None:
     tx = wd.adamw(1e-3, optax.identity())
-    assert_same(tx.update(tree(1), tx.init(tree()))[0], once(tx, tree(1), tree()))
+    assert_same(tx.update(LONE, tx.init(LONE))[0], once(tx, LONE, LONE))
 
 
 def test_extra_arguments_reach_the_decay() -> None:
@@ -283,16 +291,12 @@ def test_extra_arguments_reach_the_decay() -> None:
         return jax.tree.map(lambda u, g: u + g, updates, extra["grad"]), state
 
     decay = optax.GradientTransformationExtraArgs(lambda params: (), update)
-    updates = once(wd.sgdw(0.5, decay), tree(1), tree(), grad=tree(2))
-    expected = jax.tree.map(lambda u, g: -0.5 * (u + g), tree(1), tree(2))
-    assert_same(updates, expected)
+    ones = {"w": jnp.ones(2)}
+    updates = once(wd.sgdw(0.5, decay), ones, ones, grad={"w": jnp.full(2, 3.0)})
+    np.testing.assert_array_equal(updates["w"], [-2.0, -2.0])
 
 
 # Signs to gate by
-
-
-class Seen(Exception):
-    """Carries the arguments out of a decay."""
 
 
 def signs_of(tx_of: Callable[[Any], Chain], steps: int) -> list[tuple[Any, Any]]:
@@ -304,8 +308,9 @@ def signs_of(tx_of: Callable[[Any], Chain], steps: int) -> list[tuple[Any, Any]]
         return updates, state
 
     tx = tx_of(optax.GradientTransformationExtraArgs(lambda params: (), update))
-    state, params = tx.init(tree()), tree()
-    for grads in noise(tree(), steps):
+    params = {"w": jnp.ones((4, 5))}
+    state = tx.init(params)
+    for grads in noise(params, steps):
         _, state = tx.update(grads, state, params)
     return seen
 
@@ -325,16 +330,6 @@ def test_the_signs_to_gate_by_are_those_of_the_direction(
 def test_elsewhere_the_signs_to_gate_by_are_the_direction(name: str) -> None:
     for direction, signs in signs_of(lambda d: CHAINS[name][0](1e-3, d), 2):
         assert_same(direction, signs)
-
-
-def test_a_numerator_that_underflows_in_the_direction_still_has_its_sign() -> None:
-    # Adam's mu is 1e-40 or so, and mu / sqrt(nu) is not.
-    params = {"w": jnp.asarray([[1.0, -1.0, 1.0, -1.0]])}
-    grads = {"w": jnp.asarray([[1e-18, 1e-18, -1e-18, -1e-18]])}
-    tx = wd.adamw(0.5, wd.cautious_weight_decay(0.25, wd.everything), eps=1e-30)
-    updates = once(tx, grads, params)
-    decays = np.abs(np.asarray(updates["w"])) > 0.55
-    np.testing.assert_array_equal(decays, [[True, False, False, True]])
 
 
 # State
@@ -357,14 +352,14 @@ def test_state_has_one_structure_for_numbers_and_schedules(name: str) -> None:
 @pytest.mark.parametrize("name", ["adamw", "nadamw", "lion"])
 def test_the_look_up_of_count_is_not_ambiguous(name: str, learning_rate: Any) -> None:
     decay = wd.cautious_weight_decay(lambda step: 0.25)
-    _, state = run(CHAINS[name][0](learning_rate, decay), tree(), noise(tree(), 3))
+    _, state = run(CHAINS[name][0](learning_rate, decay), small(), noise(small(), 3))
     for counter in ("count", "decay_count", "learning_rate_count"):
         assert optax.tree.get(state, counter) == 3
     assert optax.tree.get(state, "decay_rate") == 0.25
 
 
 def test_without_a_momentum_counts_are_found_as_well() -> None:
-    _, state = run(wd.sgdw(0.1, wd.masked_decay(0.1)), tree(), noise(tree(), 2))
+    _, state = run(wd.sgdw(0.1, wd.masked_decay(0.1)), small(), noise(small(), 2))
     assert optax.tree.get(state, "count") is None
     assert optax.tree.get(state, "learning_rate_count") == 2
 
@@ -393,7 +388,7 @@ def test_hyperparameters_of_adamw_can_be_injected(nesterov: bool) -> None:
             optax.scale_by_adam(b2=b2, nesterov=nesterov), decay, learning_rate
         )
     )(learning_rate=SCHEDULE, b2=0.95)
-    params, gradients = tree(), noise(tree(), 3)
+    params, gradients = small(), noise(small(), 3)
     seen, state = run(tx, params, gradients)
     expected, _ = run(chain, params, gradients)
     for a, b in zip(jax.tree.leaves(seen), jax.tree.leaves(expected), strict=True):
@@ -430,6 +425,9 @@ def test_an_injected_chain_still_places_the_decay_last() -> None:
 # Cost
 
 SIDE, LEAVES = 1000, 4
+# Counters and rates may differ, by some bytes in all. One more visit to the parameters
+# would be 16 MB.
+SCALARS = 256
 
 
 def cost(tx: Chain) -> tuple[float, int]:
@@ -444,8 +442,8 @@ def cost(tx: Chain) -> tuple[float, int]:
     state = jax.eval_shape(tx.init, params)
     step = jax.jit(step, donate_argnums=(0, 1))
     compiled = step.lower(params, state, params).compile()
-    (analysis,) = [compiled.cost_analysis()]
-    memory = compiled.memory_analysis()
+    analysis: Any = compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
     return analysis["bytes accessed"], memory.temp_size_in_bytes
 
 
@@ -453,18 +451,15 @@ def cost(tx: Chain) -> tuple[float, int]:
 def test_a_cautious_step_costs_what_a_step_of_optax_costs(nesterov: bool) -> None:
     optaxs = cost(optax.adamw(1e-3, weight_decay=0.1, nesterov=nesterov))
     cautious = wd.cautious_weight_decay(0.1)
-    # Scalars, such as counters, may differ by some bytes in all; one more visit to the
-    # parameters would be 16 MB.
     assert optaxs[0] / (LEAVES * SIDE**2) == pytest.approx(44 if nesterov else 40, 1e-5)
     for decay in (
         cautious,
         wd.masked_decay(0.1),
-        wd.cautious_weight_decay(SCHEDULE, multiplier=wd.first_match(default=2.0)),
+        wd.cautious_weight_decay(SCHEDULE, multiplier=2.0),
     ):
-        for learning_rate in (1e-3, SCHEDULE):
-            mine = cost(wd.adamw(learning_rate, decay, nesterov=nesterov))
-            assert abs(mine[0] - optaxs[0]) < 64
-            assert mine[1] <= optaxs[1] + 64
+        mine = cost(wd.adamw(SCHEDULE, decay, nesterov=nesterov))
+        assert abs(mine[0] - optaxs[0]) < SCALARS
+        assert mine[1] <= optaxs[1] + SCALARS
     # A gate on the direction itself is what this is compared with, and dearer.
     scale = optax.scale_by_adam(nesterov=nesterov)
     dear = cost(written_out(scale, cautious, 1e-3))
@@ -475,10 +470,10 @@ def test_a_cautious_step_costs_what_a_step_of_optax_costs(nesterov: bool) -> Non
 def test_a_chain_of_ones_own_with_plain_decay_costs_what_optax_costs() -> None:
     chain = written_out(optax.scale_by_adam(), wd.masked_decay(0.1), 1e-3)
     mine, optaxs = cost(chain), cost(optax.adamw(1e-3, weight_decay=0.1))
-    assert abs(mine[0] - optaxs[0]) < 64 and mine[1] <= optaxs[1] + 64
+    assert abs(mine[0] - optaxs[0]) < SCALARS and mine[1] <= optaxs[1] + SCALARS
 
 
 def test_undecayed_leaves_are_not_read_for_the_decay() -> None:
     chain = written_out(optax.identity(), wd.masked_decay(0.1, wd.nothing), 1e-3)
     mine, optaxs = cost(chain), cost(optax.sgd(1e-3))
-    assert abs(mine[0] - optaxs[0]) < 64
+    assert abs(mine[0] - optaxs[0]) < SCALARS

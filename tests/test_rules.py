@@ -235,7 +235,7 @@ def test_a_rule_is_combined_with_rules_only(operator: str, other: Any) -> None:
 def test_a_table_that_is_no_rule_is_not_combined_with_rules() -> None:
     table: Any = wd.first_match((wd.everything, 2.0))
     with pytest.raises(TypeError, match=r"takes a rule .* got first_match\(\(everyth"):
-        wd.everything & table
+        wd.everything.__and__(table)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_inject_hyperparams_without_static_args_is_refused_and_with_them_runs() 
     make: Any = inject(wd.masked_decay, static_args=("mask", "multiplier"))
     tx = make(0.5, wd.named("kernel"), multiplier=2.0)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)
+    updates = helpers.once(tx, zeros, params)
     helpers.assert_same(updates["mlp"]["kernel"], params["mlp"]["kernel"])
     helpers.assert_same(updates["attn"]["bias"], zeros["attn"]["bias"])
 
@@ -434,13 +434,16 @@ def test_optax_takes_a_rule_as_a_mask_and_a_table_as_labels(form: str) -> None:
     params = jax.tree.map(jnp.ones_like, ALL_FORMS[form])
     zeros = jax.tree.map(jnp.zeros_like, params)
     labels = wd.first_match((wd.standard, "decay"), default="no_decay")
-    groups = {"decay": optax.add_decayed_weights(0.5), "no_decay": optax.identity()}
+    groups: dict[Any, Any] = {
+        "decay": optax.add_decayed_weights(0.5),
+        "no_decay": optax.identity(),
+    }
     for tx in (
         optax.add_decayed_weights(0.5, mask=wd.standard),
         optax.masked(optax.add_decayed_weights(0.5), wd.standard),
         optax.partition(groups, labels),
         wd.masked_decay(0.5),
     ):
-        updates, _ = tx.update(zeros, tx.init(params), params)
+        updates = helpers.once(tx, zeros, params)
         decays = {k: bool(u.any()) for k, u in forms.answers(updates).items()}
         assert decays == forms.WEIGHTS

@@ -306,7 +306,7 @@ def test_t05_inject_hyperparams_calls_no_rule_with_the_step() -> None:
         assert moved(inject(optax.adamw)(1.0, mask=mask), params) == wrong  # silently
 
     for make in (optax.adamw, wd.masked_decay):
-        with pytest.raises(TypeError, match=r'pass static_args=\("mask", "multiplier"'):
+        with pytest.raises(TypeError, match="got a step count.*pass static_args="):
             inject(make)(1.0, mask=wd.standard).init(params)
     adamw = inject(optax.adamw, static_args="mask")
     assert moved(adamw(1.0, mask=wd.standard), params) == KERNEL
