@@ -7,7 +7,7 @@ Flax is imported inside the functions that are handed a Flax module.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import jax
@@ -113,7 +113,7 @@ def shared_names(model: Any) -> dict[Path, list[str]]:
     from flax import nnx
 
     groups = [
-        [tuple(map(str, path)) for path in group]
+        [_leaves.path_of(path) for path in group]
         for group in nnx.find_duplicates(model)
     ]
     found: dict[Path, list[str]] = {}
@@ -147,10 +147,9 @@ def _owner(model: Any, path: tuple[Any, ...]) -> type:
 
 
 def _child(node: Any, key: Any) -> Any:
-    by_position = isinstance(node, Sequence) and isinstance(key, int)
-    if by_position or isinstance(node, Mapping):
+    if isinstance(node, Mapping) or isinstance(key, int):
         return node[key]
-    return getattr(node, key)  # a module, or a NamedTuple
+    return getattr(node, key)  # of a module, or a NamedTuple
 
 
 @final

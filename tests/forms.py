@@ -31,11 +31,17 @@ LAYERS = 3
 class LinenBlock(nn.Module):
     """Attention, a linear layer, a norm; a scan body, so with a carry."""
 
+    boxed: bool = False
+
     @nn.compact
     def __call__(self, x_BxTxD: jax.Array, _: Any = None) -> tuple[jax.Array, None]:
         attend = nn.MultiHeadDotProductAttention(2, qkv_features=4, name="attn")
         x_BxTxD = attend(nn.LayerNorm(name="norm")(x_BxTxD))
-        return nn.Dense(x_BxTxD.shape[-1], name="mlp")(x_BxTxD), None
+        init: Any = nn.initializers.lecun_normal()
+        if self.boxed:
+            init = nn.with_partitioning(init, (None, "model"))
+        width = x_BxTxD.shape[-1]
+        return nn.Dense(width, kernel_init=init, name="mlp")(x_BxTxD), None
 
 
 class NNXBlock(nnx.Module):
@@ -48,10 +54,10 @@ class NNXBlock(nnx.Module):
 
 
 @functools.cache
-def linen_abstract() -> Any:
+def linen_abstract(boxed: bool = False) -> Any:
     """The block's parameters in Linen, as shapes and dtypes."""
     variables = jax.eval_shape(
-        lambda: LinenBlock().init(jax.random.key(0), jnp.ones((1, 2, 6)))
+        lambda: LinenBlock(boxed).init(jax.random.key(0), jnp.ones((1, 2, 6)))
     )
     return variables["params"]
 
@@ -120,6 +126,7 @@ def single() -> dict[str, Any]:
         "linen LogicallyPartitioned": jax.tree.map(
             lambda x: nn.LogicallyPartitioned(x, no_axes(x)), params
         ),
+        "linen boxed where it says so": linen_abstract(boxed=True),
         "linen FrozenDict of boxes": core.freeze(
             jax.tree.map(lambda x: nn.Partitioned(x, no_axes(x)), abstract)
         ),

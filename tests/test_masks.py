@@ -359,6 +359,8 @@ def test_leaves_that_are_not_inexact_never_decay_whatever_the_mask() -> None:
     }
     for mask in (wd.everything, True, dict.fromkeys(params, True), ~wd.nothing):
         assert chosen(mask, params) == {"kernel"}
+        rows = {row.path: row.decays for row in wd.describe(mask, params).rows}
+        assert rows == {"kernel": True, "table": False, "flag": False}
 
 
 # Multipliers.
@@ -618,6 +620,9 @@ def test_a_name_in_a_mask_or_multiplier_has_to_match_some_leaf() -> None:
     table = wd.first_match((wd.contains("head"), 3.0), default=1.0)
     with pytest.raises(ValueError, match=r"^contains\('head'\) matches no leaf"):
         decayed(wd.everything, PARAMS, table)
+    for given in ((wd.named("kernels"), None), (wd.everything, table)):
+        shown = wd.describe(given[0], PARAMS, multiplier=given[1])
+        assert any("matches no leaf" in text for text in shown.warnings)
     partial = {**PARAMS, "mlp": None}
     assert set(factors(table, partial).values()) == {1.0}
 

@@ -149,6 +149,17 @@ def test_containers_own_nothing() -> None:
         assert chosen(wd.mask_of(abstract(), wd.owned_by(kind))) == set()
 
 
+def test_a_variable_in_a_container_is_owned_by_the_module_around_it() -> None:
+    class Outer(nnx.Module):
+        def __init__(self) -> None:
+            self.listed = nnx.List([nnx.Param(jnp.ones(2))])
+            self.keyed = nnx.Dict({"a": nnx.Param(jnp.ones(2))})
+            self.plain = nnx.data([nnx.Param(jnp.ones(2))])
+
+    mask = wd.mask_of(Outer(), wd.owned_by(Outer))
+    assert chosen(mask) == {"keyed/a", "listed/0", "plain/0"}
+
+
 class Two(NamedTuple):
     """A container with named fields."""
 

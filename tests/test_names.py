@@ -205,12 +205,21 @@ def test_a_name_that_matches_nothing_is_an_error_with_the_nearest_names(
         rule(TREE)
 
 
-def test_a_part_of_a_token_is_answered_with_the_whole_token() -> None:
-    tree = {
-        f"{kind}_0": jnp.ones(2) for kind in ("Conv", "Dense", "Embed", "LayerNorm")
-    }
-    with pytest.raises(ValueError, match="; the nearest are 'LayerNorm_0'"):
-        wd.contains("norm")(tree)
+@pytest.mark.parametrize(
+    ("pattern", "nearest"),
+    [
+        ("norm", "LayerNormalisation_0"),
+        ("LAYERNORM", "LayerNormalisation_0"),
+        ("DENES_0", "Dense_0"),
+        ("conv", "Conv_0"),
+    ],
+)
+def test_the_nearest_names_hold_or_resemble_the_pattern_whatever_their_case(
+    pattern: str, nearest: str
+) -> None:
+    kinds = ("Conv_0", "Dense_0", "Embed_0", "LayerNormalisation_0")
+    with pytest.raises(ValueError, match=f"; the nearest are '{nearest}'"):
+        wd.contains(pattern)({kind: jnp.ones(2) for kind in kinds})
 
 
 @pytest.mark.parametrize(

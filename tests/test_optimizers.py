@@ -238,7 +238,7 @@ def test_a_decay_for_after_the_learning_rate_shrinks_in_a_ready_chain() -> None:
         np.testing.assert_array_equal(updates["w"], np.full((2, 2), -0.25))
 
 
-@every_chain
+@pytest.mark.parametrize("name", ["adamw", "sgdw", "lion"])
 @pytest.mark.parametrize(
     "nest",
     [

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import flax.linen as nn
 import forms
 import helpers
@@ -388,6 +389,22 @@ def test_labels_are_the_same_in_every_form_of_a_model(form: str) -> None:
         path: "decay" if decays else "no_decay"
         for path, decays in forms.WEIGHTS.items()
     }
+
+
+def test_an_equinox_model_gets_the_same_answers_whole_filtered_or_abstract() -> None:
+    make = functools.partial(eqx.nn.MLP, 2, 2, 3, 1, key=jax.random.key(0))
+    abstract = eqx.filter_eval_shape(make)
+    arrays, rest = eqx.partition(abstract, lambda x: hasattr(x, "dtype"))
+    params = forms.zeros(arrays)
+    weights = {"layers/0/weight": True, "layers/0/bias": False}
+    weights |= {"layers/1/weight": True, "layers/1/bias": False}
+    for tree in (abstract, arrays, params, eqx.combine(params, rest)):
+        for rule in (wd.standard, wd.named("weight"), wd.path("layers/*/weight")):
+            answer = rule(tree)
+            assert jax.tree.structure(answer) == jax.tree.structure(tree)
+            assert forms.answers(answer).items() >= weights.items()
+            assert sum(jax.tree.leaves(answer)) == 2
+    assert not any(jax.tree.leaves(wd.everything(rest)))
 
 
 @pytest.mark.parametrize("hole", [None, optax.MaskedNode()], ids=repr)

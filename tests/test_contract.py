@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every decay has to do, whatever its method: one table, one set of tests.
+
+A new method adds its row to METHODS, under its public name, and is held to all of it.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from helpers import DECAYS, assert_same, largest_difference, noise, tree
+
+import optax_wd as wd
+
+METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
+    "masked_decay": wd.masked_decay,
+    "cautious_weight_decay": wd.cautious_weight_decay,
+}
+"""From `(weight_decay, mask, *, multiplier)` to the decay, by public name."""
+
+
+def anchored(
+    weight_decay: optax.ScalarOrSchedule,
+    mask: Any = wd.standard,
+    *,
+    multiplier: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """A method of one's own with memory: a pull towards the initial value."""
+    return DECAYS["anchored"](weight_decay, mask, multiplier=multiplier)
+
+
+ROWS = METHODS | {"decay_along with remember": anchored}
+every_method = pytest.mark.parametrize("method", ROWS.values(), ids=ROWS)
+
+KERNELS = wd.named("kernel")
+START, HERE = tree(0), tree(2)  # values at init, and those at the step that is tested
+(GRADS,) = noise(HERE, 1)
+ZEROS = jax.tree.map(jnp.zeros_like, HERE)
+
+
+def schedule(step: Any) -> Any:
+    return 0.5 / (1.0 + step)
+
+
+def first(tx: Any, updates: Any = GRADS, params: Any = HERE) -> Any:
+    """The updates of the first step after `init` elsewhere, compiled."""
+    like = jax.tree.map(lambda x, y: y.astype(x.dtype), params, START)
+    return jax.jit(tx.update)(updates, tx.init(like), params)[0]
+
+
+def decayed_by(method: Any, rate: float) -> Any:
+    """What a method subtracts where all leaves decay and every gate is open."""
+    return first(method(rate, wd.everything), ZEROS)
+
+
+# Alone
+
+
+@every_method
+def test_it_decays_what_the_mask_chooses_and_nothing_else(method: Any) -> None:
+    moved = jax.tree.map(
+        lambda u: float(jnp.max(jnp.abs(u))) > 0, first(method(0.5, KERNELS), ZEROS)
+    )
+    assert moved == KERNELS(HERE)
+
+
+@every_method
+def test_it_scales_with_rate_and_multiplier(method: Any) -> None:
+    once = decayed_by(method, 0.25)
+    twice = first(method(0.25, wd.everything, multiplier=2.0), ZEROS)
+    assert_same(twice, jax.tree.map(lambda u: 2.0 * u, once))
+    assert_same(decayed_by(method, 0.5), twice)
+
+
+@every_method
+def test_compiled_it_does_what_it_does_eagerly(method: Any) -> None:
+    tx = method(schedule)
+    state = tx.init(START)
+    eager = tx.update(GRADS, state, HERE)
+    compiled = jax.jit(tx.update)(GRADS, state, HERE)
+    assert largest_difference(eager, compiled) < 1e-6
+    assert jax.tree.map(jnp.shape, eager) == jax.tree.map(jnp.shape, compiled)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes_stay_what_they_are(method: Any, dtype: str) -> None:
+    params, grads = tree(2, dtype), tree(3, dtype)
+    tx = optax.chain(method(schedule, wd.everything), optax.scale(-0.25))
+    state = tx.init(tree(0, dtype))
+    updates, after = jax.jit(tx.update)(grads, state, params)
+    for u, p in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+        assert u.dtype == p.dtype == dtype and u.shape == p.shape
+        assert bool(jnp.all(jnp.isfinite(u)))
+    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (state, after)]
+    assert kinds[0] == kinds[1]
+
+
+@every_method
+def test_it_compiles_once_over_many_steps(method: Any) -> None:
+    tx = optax.chain(method(schedule), optax.scale(-0.1))
+    traces = []
+
+    @jax.jit
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
+        traces.append(1)
+        updates, state = tx.update(ZEROS, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = HERE, tx.init(START)
+    for _ in range(5):
+        params, state = step(params, state)
+    assert len(traces) == 1
+
+
+@every_method
+def test_it_can_be_the_carry_of_a_scan(method: Any) -> None:
+    tx = method(schedule)
+
+    def step(state: Any, _: None) -> tuple[Any, Any]:
+        return tx.update(GRADS, state, HERE)[::-1]
+
+    state, updates = jax.lax.scan(step, tx.init(START), length=3)
+    assert state.decay_count == 3
+    last = jax.tree.map(lambda u: u[-1], updates)
+    third = first(method(schedule(2)))
+    assert largest_difference(last, third) < 1e-6
+
+
+# In Optax's combinators
+
+
+@every_method
+def test_in_a_chain_it_acts_where_it_stands(method: Any) -> None:
+    alone = first(method(0.5, KERNELS), jax.tree.map(lambda g: 3.0 * g, GRADS))
+    tx = optax.chain(optax.scale(3.0), method(0.5, KERNELS), optax.scale(-0.25))
+    expected = jax.tree.map(lambda u: -0.25 * u, alone)
+    assert largest_difference(first(tx), expected) < 1e-6
+
+
+@every_method
+def test_in_a_partition_each_group_has_its_own_rate(method: Any) -> None:
+    labels = wd.first_match(
+        (wd.contains("attn"), "half"), (wd.contains("mlp"), "once"), default="never"
+    )
+    branches: dict[Any, Any] = {
+        "half": method(0.5, wd.everything),
+        "once": method(1.0, wd.everything),
+        "never": optax.identity(),
+    }
+    updates = first(optax.partition(branches, labels), ZEROS)
+    assert_same(updates["attn"], decayed_by(method, 0.5)["attn"])
+    assert_same(updates["mlp"], decayed_by(method, 1.0)["mlp"])
+    assert_same(updates["norm"], ZEROS["norm"])
+
+
+@every_method
+def test_in_multi_steps_it_counts_and_acts_once_per_real_step(method: Any) -> None:
+    tx = optax.MultiSteps(optax.chain(method(schedule, KERNELS), optax.scale(-0.1)), 2)
+    plain = optax.chain(method(schedule, KERNELS), optax.scale(-0.1))
+    update, plain_update = jax.jit(tx.update), jax.jit(plain.update)
+    state: Any = tx.init(START)
+    plain_state, rates = plain.init(START), []
+    for micro in range(6):
+        updates, state = update(GRADS, state, HERE)
+        if micro % 2 == 0:
+            assert_same(updates, ZEROS)
+            continue
+        expected, plain_state = plain_update(GRADS, plain_state, HERE)
+        assert largest_difference(updates, expected) < 1e-6
+        rates.append(float(optax.tree.get(state, "decay_rate")))
+    assert optax.tree.get(state, "decay_count") == 3
+    np.testing.assert_allclose(rates, [0.5, 0.25, 0.5 / 3.0])
+
+
+@every_method
+def test_in_apply_if_finite_a_nan_step_does_not_decay(method: Any) -> None:
+    inner = optax.chain(method(schedule), optax.scale(-0.1))
+    tx = optax.apply_if_finite(inner, 5)
+    update, inner_update = jax.jit(tx.update), jax.jit(inner.update)
+    bad = jax.tree.map(lambda g: g.at[0].set(jnp.nan), GRADS)
+    state: Any = tx.init(START)
+    inner_state: Any = inner.init(START)
+    for grads in (GRADS, bad, bad, GRADS):
+        updates, state = update(grads, state, HERE)
+        if grads is bad:
+            assert_same(updates, ZEROS)
+            continue
+        expected, inner_state = inner_update(grads, inner_state, HERE)
+        assert largest_difference(updates, expected) < 1e-6
+    assert optax.tree.get(state, "decay_count") == 2
+    assert_same(state.inner_state, inner_state)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_under_inject_hyperparams_the_rate_can_be_read_and_set(
+    method: Any, dtype: str
+) -> None:
+    inject = optax.inject_hyperparams(
+        method, static_args=("mask", "multiplier"), hyperparam_dtype=jnp.float32
+    )
+    tx = inject(weight_decay=0.5, mask=KERNELS, multiplier=None)
+    start, here, zeros = (tree(0, dtype), tree(2, dtype), tree(2, dtype))
+    zeros = jax.tree.map(jnp.zeros_like, zeros)
+    state: Any = tx.init(start)
+    assert state.hyperparams["weight_decay"] == 0.5
+    traces = []
+
+    @jax.jit
+    def update(*arguments: Any) -> Any:
+        traces.append(1)
+        return tx.update(*arguments)
+
+    for rate in (0.5, 0.25, 0.1, 0.0):
+        state.hyperparams["weight_decay"] = jnp.asarray(rate, jnp.float32)
+        updates, state = update(zeros, state, here)
+        alone = method(rate, KERNELS)
+        expected = jax.jit(alone.update)(zeros, alone.init(start), here)[0]
+        assert_same(updates, expected)
+        assert state.hyperparams["weight_decay"] == np.float32(rate)
+        assert state.inner_state.decay_rate == np.float32(rate)
+    assert len(traces) == 1
+
+
+@every_method
+def test_under_inject_hyperparams_a_schedule_is_followed(method: Any) -> None:
+    inject = optax.inject_hyperparams(method, static_args=("mask", "multiplier"))
+    tx = inject(weight_decay=schedule, mask=KERNELS, multiplier=None)
+    state: Any = tx.init(START)
+    update = jax.jit(tx.update)
+    for step in range(3):
+        updates, state = update(GRADS, state, HERE)
+        assert state.hyperparams["weight_decay"] == np.float32(schedule(step))
+        expected = first(method(schedule(step), KERNELS))
+        assert largest_difference(updates, expected) < 1e-6
+
+
+# Trees
+
+
+@every_method
+def test_leaves_that_are_none_stay_none(method: Any) -> None:
+    here: Any = {"a": None, "b": HERE["mlp"], "c": {"d": None}}
+    start = {"a": None, "b": START["mlp"], "c": {"d": None}}
+    zeros = jax.tree.map(jnp.zeros_like, here)
+    tx = method(0.5, wd.everything)
+    updates, _ = jax.jit(tx.update)(zeros, tx.init(start), here)
+    assert updates["a"] is None and updates["c"] == {"d": None}
+    assert_same(updates["b"], decayed_by(method, 0.5)["mlp"])
+
+
+@every_method
+def test_scanned_layers_decay_as_the_layers_do(method: Any) -> None:
+    """Stacked along axis 0, biases and scales too, with a factor for each layer."""
+    layers = 3
+    start, here, grads = (
+        [tree(seed + n)["mlp"] for n in range(layers)] for seed in (10, 20, 30)
+    )
+    factors = [1.0, 0.0, 2.0]
+
+    def stack(trees: list[Any]) -> Any:
+        return {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *trees)}
+
+    tx = method(
+        0.5,
+        wd.standard_with(stacked=wd.contains("blocks")),
+        multiplier={
+            "blocks": {"kernel": jnp.asarray(factors)[:, None, None], "bias": 1.0}
+        },
+    )
+    updates, _ = jax.jit(tx.update)(stack(grads), tx.init(stack(start)), stack(here))
+    for n in range(layers):
+        alone = method(0.5, wd.standard, multiplier=factors[n])
+        expected, _ = alone.update(grads[n], alone.init(start[n]), here[n])
+        found = jax.tree.map(lambda u, n=n: u[n], updates["blocks"])
+        assert largest_difference(found, expected) < 1e-6
+        assert_same(found["bias"], grads[n]["bias"])
+
+
+# Shards
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+)
+SPECS = {
+    "both": jax.P("x", "y"),
+    "rows": jax.P("x"),
+    "columns": jax.P(None, "y"),
+    "replicated": jax.P(),
+}
+
+
+def compiled_step(tx: Any, axis_type: Any) -> tuple[Any, Any, Any]:
+    """A compiled update on sharded trees, its arguments, and where leaves belong."""
+    types = (axis_type,) * 2
+    mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=types)
+    places = {name: jax.NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    rng = np.random.default_rng(0)
+
+    def values() -> Any:
+        return {
+            name: jax.device_put(rng.normal(size=(4, 8)).astype("f4"), place)
+            for name, place in places.items()
+        }
+
+    with jax.set_mesh(mesh):
+        state = tx.init(values())
+        arguments = values(), state, values()
+        step = jax.jit(tx.update).lower(*arguments).compile()
+        return step, arguments, places
+
+
+@every_method
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_shards_stay_where_they_are_and_do_not_talk(
+    method: Any, axis_type: str
+) -> None:
+    factors = {name: 0.5 for name in SPECS} | {"rows": np.ones((4, 1)) * 2.0}
+    tx = method(schedule, wd.everything, multiplier=factors)
+    step, arguments, places = compiled_step(tx, jax.sharding.AxisType[axis_type])
+    assert not [name for name in COLLECTIVES if name in step.as_text()]
+    updates, state = step(*arguments)
+    for name, place in places.items():
+        assert updates[name].sharding.is_equivalent_to(place, 2)
+        for memory in (arguments[1].memory, state.memory):
+            assert not memory or memory[name].sharding.is_equivalent_to(place, 2)
+    local = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), arguments)
+    assert largest_difference(updates, tx.update(*local)[0]) < 1e-6
+
+
+def test_the_search_for_collectives_finds_one() -> None:
+    step, _, _ = compiled_step(
+        optax.clip_by_global_norm(1.0), jax.sharding.AxisType.Auto
+    )
+    assert [name for name in COLLECTIVES if name in step.as_text()]
+
+
+# Checkpoints
+
+
+@every_method
+def test_a_checkpoint_comes_back_as_it_was(method: Any, tmp_path: pathlib.Path) -> None:
+    tx = optax.chain(optax.scale_by_adam(), method(schedule), optax.scale(-0.1))
+    update = jax.jit(tx.update)
+    _, state = update(GRADS, tx.init(START), HERE)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        abstract = jax.eval_shape(tx.init, START)
+        restored = checkpointer.restore(tmp_path / "state", abstract)
+    assert_same(restored, state)
+    assert_same(update(GRADS, restored, HERE), update(GRADS, state, HERE))
