@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from optax_wd import _leaves
+from optax_wd import _fold, _leaves
 from optax_wd._leaves import Leaf
 from optax_wd._typing import Mask, PyTree
 
@@ -56,11 +57,16 @@ def assert_decays(
       >>> tx = optax.adamw(1e-3, weight_decay=0.1, mask=wd.standard)
       >>> wd.assert_decays(tx, params, wd.standard)
     """
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"steps takes a whole number such as 8, got {steps!r}")
     if steps < 1:
         raise ValueError(f"steps has to be 1 or more, got {steps}")
     at_init, pure = _as_called(params)
     at_update = pure(at_init)
     leaves = _leaves.list_leaves(at_update)
+    if not any(leaf.is_array for leaf in leaves):
+        kind = type(params).__name__
+        raise TypeError(f"found no arrays in the {kind}; pass the tree of parameters")
     expected = _expected(mask, at_update, leaves)
     measured = _measure(tx, at_init, pure, steps)
     rows = zip(leaves, expected, measured, strict=True)
@@ -81,11 +87,12 @@ def _agrees(expected: bool, shrink: float) -> bool:
 def _line(leaf: Leaf, expected: bool, shrink: float) -> str:
     found = f"shrink {shrink:.3g} per step"
     if math.isnan(shrink):
-        found = "an update that is NaN or does not only shrink"
+        found = "an update that is NaN, or shrinks a part and grows another"
     elif shrink <= 0.0:
         found += " (no decay)" if shrink == 0.0 else " (the weights grow)"
     wanted = "decay" if expected else "no decay"
-    return f"{leaf.where} {leaf.shape}: expected {wanted}, measured {found}"
+    name = _fold.printable(leaf.where)
+    return f"{name} {leaf.shape}: expected {wanted}, measured {found}"
 
 
 def _as_called(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
@@ -102,13 +109,13 @@ def _expected(mask: Mask, params: PyTree, leaves: list[Leaf]) -> list[bool]:
     partial = _leaves.has_holes(params)
     answers = _leaves.spread(given, leaves, partial=partial, what="mask")
     for leaf, answer in zip(leaves, answers, strict=True):
-        if answer not in (True, False):
+        if not isinstance(answer, bool | np.bool_):
             raise TypeError(f"the mask is {answer!r} at {leaf.where!r}; write a bool")
     return [bool(answer) for answer in answers]
 
 
 def _stand_in(params: PyTree, value: float) -> PyTree:
-    """The same tree with `value` in every inexact leaf, and zeros in other arrays."""
+    """The same tree with `value` in every inexact leaf, the others as they are."""
 
     def fill(x: Any) -> Any:
         if isinstance(x, jax.ShapeDtypeStruct):
@@ -119,6 +126,12 @@ def _stand_in(params: PyTree, value: float) -> PyTree:
     return jax.tree.map(fill, params)
 
 
+def _zeros(x: Any) -> Any:
+    """The gradient of a leaf; what is no number, such as a random key, has none."""
+    is_number = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.number)
+    return jnp.zeros_like(x) if is_number else x
+
+
 def _measure(
     tx: optax.GradientTransformation,
     at_init: PyTree,
@@ -126,7 +139,8 @@ def _measure(
     steps: int,
 ) -> list[float]:
     """Per leaf the shrink of the first step that moves it; 0 if none does."""
-    params, zeros = (_stand_in(pure(at_init), value) for value in (_HERE, 0.0))
+    params = _stand_in(pure(at_init), _HERE)
+    zeros = jax.tree.map(_zeros, params)
 
     @jax.jit
     def step(state: Any, params: PyTree, zeros: PyTree) -> tuple[list[jax.Array], Any]:
@@ -143,9 +157,9 @@ def _measure(
 
 
 def _shrink(update: Any) -> jax.Array:
-    """The mean shrink of a leaf; NaN if it moves, but not on the whole up or down."""
+    """The mean shrink of a leaf; NaN if a part of it shrinks and another grows."""
     if not jnp.issubdtype(update.dtype, jnp.inexact):
         return jnp.zeros([])
     ratio = -jnp.real(update).astype(jnp.float32) / _HERE
-    mean = jnp.mean(ratio)
-    return jnp.where((mean == 0.0) & jnp.any(update != 0.0), jnp.nan, mean)
+    is_mixed = jnp.any(ratio < 0.0) & jnp.any(ratio > 0.0)
+    return jnp.where(is_mixed, jnp.nan, jnp.mean(ratio))

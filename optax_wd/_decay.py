@@ -149,11 +149,7 @@ def decay_along(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        if params is None:
-            raise ValueError(
-                "weight decay needs the parameters, got params=None; call "
-                "tx.update(grads, state, params)"
-            )
+        params = _required(params)
         rate = amount.at(state.decay_count)
         if not amount.is_zero:
             leaves = _leaves.list_leaves(params)
@@ -239,6 +235,15 @@ def after_learning_rate(
 
 class AfterLearningRate(optax.GradientTransformationExtraArgs):
     """What `after_learning_rate` returns, so that ready chains can tell its place."""
+
+
+def _required(params: optax.Params | None) -> optax.Params:
+    if params is None:
+        raise ValueError(
+            "weight decay needs the parameters, got params=None; call "
+            "tx.update(grads, state, params)"
+        )
+    return params
 
 
 def towards_zero(update: jax.Array, param: jax.Array) -> jax.Array:

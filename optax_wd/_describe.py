@@ -144,14 +144,14 @@ def describe(
     _masks.check_mask(mask)
     _masks.check_multiplier(multiplier)
     tree, leaves, shared = _facts(params_or_model)
-    factors = _masks.factors_of(mask, multiplier, tree, leaves, strict=False)
-    pairs = [(x, f) for x, f in zip(leaves, factors, strict=True) if x.is_array]
-    if not pairs:
+    if not any(leaf.is_array for leaf in leaves):
         kind = type(params_or_model).__name__
         raise TypeError(
             f"describe found no arrays in the {kind}; pass the tree of parameters, or "
             "jax.eval_shape of what makes it"
         )
+    factors = _masks.factors_of(mask, multiplier, tree, leaves, strict=False)
+    pairs = [(x, f) for x, f in zip(leaves, factors, strict=True) if x.is_array]
     rows = tuple(_row(leaf, factor, mask) for leaf, factor in pairs)
     warnings = (
         *_warn_of_totals(rows),
@@ -216,7 +216,8 @@ def _cells(name: str, row: Row, count: int) -> tuple[str, ...]:
         factor = "..".join(f"{end:g}" for end in np.atleast_1d(row.multiplier))
     decays = "yes" if row.decays else "no"
     total = f"{row.size * count:,}"
-    return (name, str(row.shape), row.dtype, total, decays, factor, row.because)
+    because = _fold.printable(row.because)
+    return (name, str(row.shape), row.dtype, total, decays, factor, because)
 
 
 def _some(leaves: list[Leaf]) -> str:

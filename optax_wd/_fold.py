@@ -33,7 +33,9 @@ def _fold_group(group: list[tuple[int, list[str]]]) -> list[tuple[str, list[int]
     grid = 1
     for c in varying:
         grid *= len(columns[c])
-    if grid == len(group):
+    if not varying:  # the very same name
+        return [("".join(parts), [n]) for n, parts in group]
+    if grid == len(group) == len({tuple(parts) for _, parts in group}):
         parts = list(first)
         for c in varying:
             parts[c] = _braces(columns[c])
@@ -46,7 +48,7 @@ def _fold_group(group: list[tuple[int, list[str]]]) -> list[tuple[str, list[int]
 
 def _braces(numbers: set[str]) -> str:
     """`{0..11}` for consecutive numbers, `{0,2,5}` for others."""
-    ordered = sorted(numbers, key=int)
+    ordered = sorted(numbers, key=lambda text: (int(text), text))
     first, last = int(ordered[0]), int(ordered[-1])
     if ordered == [str(n) for n in range(first, last + 1)] and len(ordered) > 2:
         return f"{{{first}..{last}}}"

@@ -43,6 +43,11 @@ class Leaf:
     metadata: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.path, str):
+            raise TypeError(
+                f"the path of a Leaf is a tuple of tokens, got {self.path!r}; write "
+                f"{tuple(self.path.split('/'))!r}"
+            )
         object.__setattr__(self, "path", tuple(self.path))
         object.__setattr__(self, "shape", tuple(self.shape))
         if isinstance(self.dtype, str | type):

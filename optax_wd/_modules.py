@@ -23,7 +23,8 @@ def owned_by(*kinds: type | str) -> Rule:
 
     Args:
       *kinds: module types, of which subclasses count too, or names of types:
-        `owned_by(nnx.LayerNorm, nnx.RMSNorm)`.
+        `owned_by(nnx.LayerNorm, nnx.RMSNorm)`. A Variable that several modules share
+        is owned by the one under whose name it is listed.
 
     Returns:
       A rule for `mask_of` and `describe(rule, model)`.

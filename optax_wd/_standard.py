@@ -25,15 +25,16 @@ from optax_wd._rules import (
 # multiplicative terms, and tables of tokens.
 LAST_TOKENS = frozenset("bias b scale gamma beta embedding input_embedding".split())
 
-# The last token, exactly. State-space layers (Mamba) name leaves so; anywhere else in a
-# path such short names are modules: the `D` of a GAN is a whole discriminator.
-LEAF_NAMES = frozenset("A_log D dt_bias".split())
+# The last token, exactly. These are short words that further up in a path name modules
+# full of weight matrices: the discriminator `D` of a GAN, the `cls` head of FlaxBert, a
+# linear `probe`.
+LEAF_NAMES = frozenset("A_log D dt_bias cls probe latents".split())
 
 # Any token of the path, exactly.
 ANYWHERE = frozenset(
-    # learned tokens: timm, DINOv2, MAE, big_vision's pooling head, Perceiver
-    "cls cls_token class_token dist_token reg_token reg_tokens register_tokens "
-    "storage_tokens mask_token probe query_tokens latents "
+    # learned tokens: timm, DINOv2, MAE
+    "cls_token class_token dist_token reg_token reg_tokens register_tokens "
+    "storage_tokens mask_token query_tokens "
     # positions, absolute: timm, big_vision, Flax examples, Hugging Face
     "pos_embed pos_embed_win pos_embed_window pos_embed_abs absolute_pos_embed "
     "pos_embedding position_embedding position_embeddings "
@@ -119,8 +120,9 @@ standard: Rule = _Standard()
 A leaf of an inexact dtype with two or more dimensions decays, except where
 
 * its last token, case-folded, is bias, b, scale, gamma, beta, embedding or
-  input_embedding, or ends in `_bias`; or it is A_log, D or dt_bias;
-* any token of its path names a learned token (cls_token, mask_token, probe, ...), a
+  input_embedding, or ends in `_bias`;
+* its last token is cls, probe, latents, A_log, D or dt_bias;
+* any token of its path names a learned token (cls_token, mask_token, ...), a
   position table (pos_embed, relative_position_bias_table, ...) or a learned factor
   (temperature, logit_scale, layer_scale, ...).
 

@@ -104,7 +104,8 @@ def first_match(
 
     Args:
       *rows: pairs `(rule, value)`. Values are all bools (a mask), all numbers (factors
-        on the amount of decay) or all strings (labels for `optax.partition`).
+        on the amount of decay) or all strings (labels for `optax.partition`). A row
+        matches leaves of every dtype; a leaf that is not inexact decays in no case.
       default: the value of leaves that no row matches. Without it, such a leaf is an
         error when the table is called.
 

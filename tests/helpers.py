@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small trees and comparisons that several tests share."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,12 @@ def tree(seed: int = 0, dtype: Any = jnp.float32) -> dict[str, Any]:
         shapes,
         is_leaf=lambda x: isinstance(x, tuple),
     )
+
+
+def small_tree(seed: int = 0, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Two kernels and a bias, for tests that compile much."""
+    whole = tree(seed, dtype)
+    return {"attn": {"kernel": whole["attn"]["kernel"][0]}, "mlp": whole["mlp"]}
 
 
 def run(
@@ -111,3 +118,8 @@ def variables(tx: Any, updates: Any, params: Any, **extra: Any) -> list[Any]:
         updates, params
     ).jaxpr
     return list(zip(traced.invars, traced.outvars, strict=False))
+
+
+def label(value: Any) -> str:
+    """The repr of a test's parameter, without the addresses that differ by process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -4,6 +4,7 @@
 from typing import Any
 
 import forms
+import helpers
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -128,7 +129,7 @@ def test_rank_alone_decays_the_biases_of_flax_attention() -> None:
     assert wrong == ["attn/key/bias", "attn/query/bias", "attn/value/bias"]
 
 
-@pytest.mark.parametrize("n", [2.0, "2", None, True, np.int32(2)], ids=repr)
+@pytest.mark.parametrize("n", [2.0, "2", None, True, np.int32(2)], ids=helpers.label)
 def test_min_ndim_takes_an_integer(n: Any) -> None:
     with pytest.raises(TypeError, match="^min_ndim takes an integer such as 2, got "):
         wd.min_ndim(n)
@@ -158,7 +159,7 @@ def test_min_ndim_takes_one_or_more(n: int) -> None:
         {"blocks": 0},
         lambda leaf: True,
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 @pytest.mark.parametrize("make", [lambda s: wd.min_ndim(2, stacked=s)])
 def test_stacked_takes_a_rule_or_pairs(make: Any, stacked: Any) -> None:
@@ -201,7 +202,9 @@ def test_optional_reasons_as_the_rule_inside() -> None:
         assert wd.optional(rule).reason(each) == rule.reason(each)
 
 
-@pytest.mark.parametrize("given", ["pos_embed", None, lambda tree: tree], ids=repr)
+@pytest.mark.parametrize(
+    "given", ["pos_embed", None, lambda tree: tree], ids=helpers.label
+)
 def test_optional_takes_a_rule(given: Any) -> None:
     with pytest.raises(TypeError, match=r"^optional takes a rule such as min_ndim\(2"):
         wd.optional(given)
@@ -231,19 +234,21 @@ def test_satisfies_is_equal_where_the_function_object_is() -> None:
     assert wd.satisfies(small, "small") != wd.satisfies(small, "tiny")
 
 
-@pytest.mark.parametrize("predicate", ["kernel", None, 2, wd.standard], ids=repr)
+@pytest.mark.parametrize(
+    "predicate", ["kernel", None, 2, wd.standard], ids=helpers.label
+)
 def test_satisfies_takes_a_function(predicate: Any) -> None:
     with pytest.raises(TypeError, match="^satisfies takes a function of a Leaf, got "):
         wd.satisfies(predicate, "why")
 
 
-@pytest.mark.parametrize("reason", [None, 2, print], ids=repr)
+@pytest.mark.parametrize("reason", [None, 2, print], ids=helpers.label)
 def test_satisfies_takes_a_reason_in_words(reason: Any) -> None:
     with pytest.raises(TypeError, match="^the reason of satisfies is a string, got "):
         wd.satisfies(lambda x: True, reason)
 
 
-@pytest.mark.parametrize("answer", [None, 1, "yes"], ids=repr)
+@pytest.mark.parametrize("answer", [None, 1, "yes"], ids=helpers.label)
 def test_a_predicate_that_returns_no_bool_is_an_error(answer: Any) -> None:
     rule = wd.satisfies(lambda leaf: answer, "why")
     with pytest.raises(

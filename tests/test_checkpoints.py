@@ -73,7 +73,7 @@ def test_a_checkpoint_is_read_by_every_variant(
     tmp_path: pathlib.Path,
 ) -> None:
     tx = make(kind, written)
-    _, state = jax.jit(tx.update)(GRADS, tx.init(PARAMS), PARAMS)
+    state = jax.tree.map(lambda x: jnp.full_like(x, 3), tx.init(PARAMS))
     checkpointer.save(tmp_path / "state", state)
     checkpointer.wait_until_finished()
     for read in VARIANTS:

@@ -113,7 +113,7 @@ def test_a_function_may_return_a_prefix_or_another_container() -> None:
         {"attn": True, "mlp": {"bias": False, "kernel": False}},
         core.freeze({"attn": True, "mlp": False}),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 @pytest.mark.parametrize("params", FORMS)
 def test_a_prefix_of_the_tree_holds_for_all_below_it(prefix: Any, params: str) -> None:
@@ -169,7 +169,7 @@ def test_a_named_tuple_keeps_its_field_named_value() -> None:
     assert float(updates["attn"].key[0, 0]) == 1.0
 
 
-@pytest.mark.parametrize("hole", [None, optax.MaskedNode()], ids=repr)
+@pytest.mark.parametrize("hole", [None, optax.MaskedNode()], ids=helpers.label)
 @pytest.mark.parametrize(
     "mask",
     [KERNELS, {"attn": True, "mlp": False}, wd.named("kernel") | wd.named("bias")],
@@ -205,7 +205,7 @@ def test_a_mask_inside_of_partition_may_be_that_of_the_whole_tree() -> None:
         ({}, "attn/bias"),
         (lambda tree: {"attn": True}, "mlp/bias"),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_mask_without_an_entry_for_a_leaf_is_an_error(mask: Any, path: str) -> None:
     with pytest.raises(
@@ -223,7 +223,7 @@ def test_a_mask_without_an_entry_for_a_leaf_is_an_error(mask: Any, path: str) ->
         ({"attn": True, "mlp": {**KERNELS["mlp"], "gate": {"w": True}}}, "mlp/gate/w"),
         (lambda tree: {**KERNELS, "head": True}, "head"),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_mask_with_an_entry_too_many_is_an_error(mask: Any, path: str) -> None:
     with pytest.raises(
@@ -265,7 +265,7 @@ def test_a_string_as_a_mask_is_refused_with_the_rules_to_write(text: str) -> Non
         jnp.asarray(True),
         np.ones(2),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_number_or_array_as_a_mask_is_refused(mask: Any) -> None:
     with pytest.raises(
@@ -293,7 +293,7 @@ def test_swapped_arguments_are_refused() -> None:
         wd.first_match((wd.standard, 1.0), default=0.0),
         wd.first_match((wd.standard, "decay"), default="no_decay"),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_table_of_factors_or_labels_as_a_mask_is_refused(table: Any) -> None:
     with pytest.raises(
@@ -315,7 +315,7 @@ def test_a_table_of_factors_or_labels_as_a_mask_is_refused(table: Any) -> None:
         (wd.standard, "standard"),
         (print, "<built-in function print>"),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_leaf_that_is_no_bool_is_refused_with_its_path(leaf: Any, shown: str) -> None:
     tree = {"attn": {"kernel": True, "bias": leaf}, "mlp": False}
@@ -331,7 +331,7 @@ def test_a_leaf_that_is_no_bool_is_refused_with_its_path(leaf: Any, shown: str) 
         wd.describe(tree, PARAMS)
 
 
-@pytest.mark.parametrize("answer", ["kernel", 1, jnp.asarray(True)], ids=repr)
+@pytest.mark.parametrize("answer", ["kernel", 1, jnp.asarray(True)], ids=helpers.label)
 def test_a_function_that_returns_no_tree_of_bools_is_refused(answer: Any) -> None:
     with pytest.raises(
         TypeError, match="^the mask is .* as a whole, where a bool belon"
@@ -376,7 +376,7 @@ def test_leaves_that_are_not_inexact_never_decay_whatever_the_mask() -> None:
         jnp.asarray(0.5),
         fractions.Fraction(1, 2),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_one_number_multiplies_all_leaves(number: Any) -> None:
     assert set(factors(number).values()) == {0.5}
@@ -444,7 +444,9 @@ def test_zero_on_a_part_of_a_leaf_does_nothing_there_even_to_infinity() -> None:
 
 
 @pytest.mark.parametrize(
-    "zero", [0, 0.0, -0.0, np.float32(0), jnp.zeros(()), np.zeros((1, 1))], ids=repr
+    "zero",
+    [0, 0.0, -0.0, np.float32(0), jnp.zeros(()), np.zeros((1, 1))],
+    ids=helpers.label,
 )
 def test_a_factor_of_zero_leaves_the_update_untouched(zero: Any) -> None:
     params = {"kernel": jnp.full((2, 2), jnp.inf), "other": jnp.ones((2, 2))}
@@ -517,7 +519,7 @@ def test_a_bare_vector_is_refused_even_where_it_would_broadcast() -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [-1, -0.5, np.float32(-1), np.nan, np.inf, -np.inf], ids=repr
+    "number", [-1, -0.5, np.float32(-1), np.nan, np.inf, -np.inf], ids=helpers.label
 )
 def test_negative_and_not_finite_numbers_are_refused_at_once(number: Any) -> None:
     with pytest.raises(
@@ -561,7 +563,7 @@ def test_negative_and_not_finite_factors_in_a_tree_are_refused_with_their_path(
         wd.named("kernel"),
         wd.first_match((wd.named("kernel"), True), default=False),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_rule_string_or_bool_as_a_multiplier_is_refused(multiplier: Any) -> None:
     with pytest.raises(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import forms
+import helpers
 import jax
 import jax.numpy as jnp
 import optax
@@ -407,7 +408,7 @@ def test_a_stacked_model_under_nnx_optimizer_decays_as_one_layer() -> None:
         (wd.declared("weight_decay", False), "metadata of"),
         (wd.first_match((wd.owned_by("A"), 0.0), default=1.0), "module that holds"),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_state_has_no_owners_and_the_error_names_mask_of(
     tree: Any, rule: Any, asks_for: str
@@ -464,7 +465,7 @@ def test_owned_by_takes_types_or_names() -> None:
             wd.owned_by(nnx.Linear, kind)
 
 
-@pytest.mark.parametrize("key", [None, 3, nnx.Param], ids=repr)
+@pytest.mark.parametrize("key", [None, 3, nnx.Param], ids=helpers.label)
 def test_declared_takes_the_name_of_an_entry(key: Any) -> None:
     with pytest.raises(
         TypeError, match="^declared takes the name of a metadata entry,"

@@ -100,7 +100,7 @@ def weight_norm() -> Any:
         (wd.regex("(?i).*/KERNEL"), "a/kernel", True),
         (wd.regex("x", r"a/\w+"), "a/kernel", True),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_patterns_match_whole_tokens_case_sensitively(
     rule: wd.Rule, path: str, matches: bool
@@ -132,7 +132,9 @@ def test_no_pattern_is_an_error(kind: Callable[..., wd.Rule]) -> None:
         kind()
 
 
-@pytest.mark.parametrize("pattern", [["a", "b"], ("a",), None, 3, b"a", ""], ids=repr)
+@pytest.mark.parametrize(
+    "pattern", [["a", "b"], ("a",), None, 3, b"a", ""], ids=helpers.label
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pattern_is_a_string(kind: Callable[..., wd.Rule], pattern: Any) -> None:
     name = kind.__name__
@@ -196,7 +198,7 @@ TREE = {
             "write optional(named('zzz')) if that is meant",
         ),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_name_that_matches_nothing_is_an_error_with_the_nearest_names(
     rule: wd.Rule, message: str
@@ -262,7 +264,7 @@ def test_a_name_may_match_leaves_that_do_not_decay() -> None:
     assert wd.named("table")(tree) == {"kernel": False, "table": False}
 
 
-@pytest.mark.parametrize("hole", [None, optax.MaskedNode()], ids=repr)
+@pytest.mark.parametrize("hole", [None, optax.MaskedNode()], ids=helpers.label)
 def test_a_partial_tree_is_exempt(hole: Any) -> None:
     partial = {**TREE, "block_0": {"attn": hole}}
     rule = wd.named("kernel") | wd.named("scale")

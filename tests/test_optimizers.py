@@ -9,18 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import DECAYS, assert_same, every_decay, noise, once, run, tree
+from helpers import DECAYS, assert_same, every_decay, noise, once, run, small_tree, tree
 
 import optax_wd as wd
 
 Chain = optax.GradientTransformation
 SCHEDULE = optax.linear_schedule(0.02, 0.0, 6)
-
-
-def small(dtype: Any = jnp.float32) -> dict[str, Any]:
-    """A tree of two leaves that decay and one that does not; it compiles fast."""
-    whole = tree(dtype=dtype)
-    return {"attn": {"kernel": whole["attn"]["kernel"]}, "mlp": whole["mlp"]}
 
 
 def written_out(scale: Chain, decay: Chain, learning_rate: Any) -> Chain:
@@ -74,7 +68,7 @@ every_chain = pytest.mark.parametrize("name", CHAINS)
 
 
 def assert_equal_runs(ready: Chain, chain: Chain, params: Any = None) -> None:
-    params = small() if params is None else params
+    params = small_tree() if params is None else params
     gradients = noise(params, 5)
     seen, expected = (run(tx, params, gradients)[0] for tx in (ready, chain))
     assert_same(seen, expected)
@@ -211,7 +205,7 @@ def test_it_is_optaxs_own_with_the_same_mask(name: str) -> None:
 @pytest.mark.parametrize("name", ["adamw", "lion"])
 def test_in_float64_it_is_optaxs_own_with_the_same_mask(name: str) -> None:
     with jax.enable_x64(True):
-        assert_equal_runs(*OPTAX[name], small(jnp.float64))
+        assert_equal_runs(*OPTAX[name], small_tree(dtype=jnp.float64))
 
 
 # After the learning rate
@@ -260,7 +254,7 @@ def test_a_nested_decay_for_after_the_learning_rate_is_refused(
         "weights; pass it to the ready chain as the whole decay, or take the decay out"
     )
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda p: once(tx, p, p), small())
+        jax.eval_shape(lambda p: once(tx, p, p), small_tree())
 
 
 @pytest.mark.parametrize("ready", [wd.adamw, wd.sgdw, wd.lion])
@@ -277,7 +271,7 @@ def test_what_is_no_transformation_is_refused(ready: Any, decay: Any) -> None:
 def test_missing_params_are_named_by_a_ready_chain() -> None:
     tx = wd.adamw(1e-3, wd.masked_decay(0.1))
     with pytest.raises(ValueError, match="weight decay needs the parameters"):
-        jax.eval_shape(tx.update, small(), tx.init(small()))
+        jax.eval_shape(tx.update, small_tree(), tx.init(small_tree()))
 
 
 def test_without_a_decay_params_are_not_needed() -> None:
@@ -352,14 +346,18 @@ def test_state_has_one_structure_for_numbers_and_schedules(name: str) -> None:
 @pytest.mark.parametrize("name", ["adamw", "nadamw", "lion"])
 def test_the_look_up_of_count_is_not_ambiguous(name: str, learning_rate: Any) -> None:
     decay = wd.cautious_weight_decay(lambda step: 0.25)
-    _, state = run(CHAINS[name][0](learning_rate, decay), small(), noise(small(), 3))
+    _, state = run(
+        CHAINS[name][0](learning_rate, decay), small_tree(), noise(small_tree(), 3)
+    )
     for counter in ("count", "decay_count", "learning_rate_count"):
         assert optax.tree.get(state, counter) == 3
     assert optax.tree.get(state, "decay_rate") == 0.25
 
 
 def test_without_a_momentum_counts_are_found_as_well() -> None:
-    _, state = run(wd.sgdw(0.1, wd.masked_decay(0.1)), small(), noise(small(), 2))
+    _, state = run(
+        wd.sgdw(0.1, wd.masked_decay(0.1)), small_tree(), noise(small_tree(), 2)
+    )
     assert optax.tree.get(state, "count") is None
     assert optax.tree.get(state, "learning_rate_count") == 2
 
@@ -388,7 +386,7 @@ def test_hyperparameters_of_adamw_can_be_injected(nesterov: bool) -> None:
             optax.scale_by_adam(b2=b2, nesterov=nesterov), decay, learning_rate
         )
     )(learning_rate=SCHEDULE, b2=0.95)
-    params, gradients = small(), noise(small(), 3)
+    params, gradients = small_tree(), noise(small_tree(), 3)
     seen, state = run(tx, params, gradients)
     expected, _ = run(chain, params, gradients)
     for a, b in zip(jax.tree.leaves(seen), jax.tree.leaves(expected), strict=True):

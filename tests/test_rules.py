@@ -150,7 +150,7 @@ def test_a_rule_cannot_be_changed() -> None:
         rule.patterns = ("b",)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("rule", RULES, ids=helpers.label)
 def test_operators_are_those_of_sets_of_leaves(rule: wd.Rule) -> None:
     for other, leaf in itertools.product(RULES, LEAVES):
         a, b = rule.matches(leaf), other.matches(leaf)
@@ -159,7 +159,7 @@ def test_operators_are_those_of_sets_of_leaves(rule: wd.Rule) -> None:
         assert (~rule).matches(leaf) is (not a)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("rule", RULES, ids=helpers.label)
 def test_de_morgan_holds(rule: wd.Rule) -> None:
     for other, leaf in itertools.product(RULES, LEAVES):
         for one, two in (
@@ -170,12 +170,14 @@ def test_de_morgan_holds(rule: wd.Rule) -> None:
             assert one.decide(leaf) is two.decide(leaf)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("rule", RULES, ids=helpers.label)
 def test_negated_twice_is_the_rule_itself(rule: wd.Rule) -> None:
     assert ~~rule == rule
 
 
-@pytest.mark.parametrize("rule", [*RULES, *[~rule for rule in RULES]], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [*RULES, *[~rule for rule in RULES]], ids=helpers.label
+)
 def test_no_rule_chooses_a_leaf_that_is_not_inexact(rule: wd.Rule) -> None:
     assert not any(rule.decide(leaf) for leaf in LEAVES if leaf.dtype == jnp.int32)
 
@@ -194,7 +196,7 @@ def test_no_rule_chooses_a_leaf_that_is_not_inexact(rule: wd.Rule) -> None:
         (~(wd.named("a") | wd.min_ndim(2)), "ndim 2"),
         (wd.everything & ~wd.nothing, "everything; nothing"),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_combined_rule_names_the_clause_that_decides(
     rule: wd.Rule, reason: str
@@ -223,7 +225,7 @@ def test_and_or_not_are_refused(use: Callable[[Any], Any], rule: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [True, "bias", None, {"a": True}, lambda tree: tree], ids=repr
+    "other", [True, "bias", None, {"a": True}, lambda tree: tree], ids=helpers.label
 )
 @pytest.mark.parametrize("operator", ["__and__", "__or__"])
 def test_a_rule_is_combined_with_rules_only(operator: str, other: Any) -> None:
@@ -242,7 +244,7 @@ def test_a_table_that_is_no_rule_is_not_combined_with_rules() -> None:
 @pytest.mark.parametrize(
     "count",
     [3, 0.5, True, np.int32(3), np.asarray(3), jnp.asarray(3), jnp.uint32(0)],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_step_count_is_refused(count: Any) -> None:
     for asked in (wd.standard, wd.everything, wd.first_match((wd.everything, 2.0))):
@@ -363,7 +365,7 @@ def test_the_answer_has_the_structure_that_arrived_and_python_bools(form: str) -
             ["mlp/bias", "mlp/kernel", "norm/bias"],
         ),
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_rule_chooses_the_same_leaves_in_every_form_of_a_model(
     form: str, rule: wd.Rule, chosen: list[str]
@@ -407,7 +409,7 @@ def test_an_equinox_model_gets_the_same_answers_whole_filtered_or_abstract() -> 
     assert not any(jax.tree.leaves(wd.everything(rest)))
 
 
-@pytest.mark.parametrize("hole", [None, optax.MaskedNode()], ids=repr)
+@pytest.mark.parametrize("hole", [None, optax.MaskedNode()], ids=helpers.label)
 def test_a_partial_tree_keeps_its_holes(hole: Any) -> None:
     params = forms.single()["linen dict"]
     answer = wd.standard(forms.without(params, "attn", hole))
@@ -415,7 +417,7 @@ def test_a_partial_tree_keeps_its_holes(hole: Any) -> None:
     assert answer["attn"] == wd.standard(params)["attn"]
 
 
-@pytest.mark.parametrize("empty", [None, {}, [], optax.MaskedNode()], ids=repr)
+@pytest.mark.parametrize("empty", [None, {}, [], optax.MaskedNode()], ids=helpers.label)
 def test_an_empty_tree_gets_an_empty_answer(empty: Any) -> None:
     assert wd.named("kernel")(empty) == empty
 

@@ -19,10 +19,10 @@ import optax_wd as wd
 from optax_wd import _standard
 
 LAST = ("bias", "b", "scale", "gamma", "beta", "embedding", "input_embedding")
-LEAF_NAMES = ("A_log", "D", "dt_bias")
+LEAF_NAMES = ("A_log", "D", "dt_bias", "cls", "probe", "latents")
 TOKENS = (
-    "cls cls_token class_token dist_token reg_token reg_tokens register_tokens "
-    "storage_tokens mask_token probe query_tokens latents pos_embed pos_embed_win "
+    "cls_token class_token dist_token reg_token reg_tokens register_tokens "
+    "storage_tokens mask_token query_tokens pos_embed pos_embed_win "
     "pos_embed_window pos_embed_abs absolute_pos_embed pos_embedding "
     "position_embedding position_embeddings positional_embedding "
     "position_embedding_table pixel_pos patch_pos relative_position_bias_table "
@@ -90,9 +90,16 @@ def test_last_tokens_are_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEAF_NAMES)
-def test_the_leaves_of_state_space_layers_do_not_decay(name: str) -> None:
+def test_leaves_of_short_names_do_not_decay(name: str) -> None:
     assert not decays(f"mixer/{name}", 3, 4)
     assert wd.standard.reason(leaf(f"a/{name}", 2, 2)).startswith("standard: ")
+
+
+@pytest.mark.parametrize(
+    "path", ["cls/predictions/transform/dense/kernel", "probe/kernel", "latents/mlp/w"]
+)
+def test_modules_of_such_names_decay(path: str) -> None:
+    assert decays(path, 3, 4)  # the head of FlaxBert, a linear probe
 
 
 def test_a_discriminator_named_d_decays_and_a_leaf_named_d_does_not() -> None:
@@ -397,7 +404,9 @@ def test_what_standard_leaves_out_stays_out_with_more_names() -> None:
         assert not decays(path, 12, 4, 4, rule=rule)
 
 
-@pytest.mark.parametrize("also", ["router", wd.contains("router"), None], ids=repr)
+@pytest.mark.parametrize(
+    "also", ["router", wd.contains("router"), None], ids=helpers.label
+)
 def test_also_takes_a_tuple_of_tokens(also: Any) -> None:
     with pytest.raises(TypeError, match=r"^also takes a tuple of tokens such as \('ro"):
         wd.standard_with(also=also)

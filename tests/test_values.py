@@ -242,7 +242,7 @@ def test_no_row_is_an_error() -> None:
         3.0,
         None,
     ],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_a_row_is_a_pair_of_a_rule_and_a_value(row: Any) -> None:
     with pytest.raises(
@@ -254,7 +254,7 @@ def test_a_row_is_a_pair_of_a_rule_and_a_value(row: Any) -> None:
 @pytest.mark.parametrize(
     "values",
     [(True, 1.0), (0, False), (1.0, "a"), ("a", True)],
-    ids=repr,
+    ids=helpers.label,
 )
 def test_values_of_different_kinds_are_refused(values: tuple[Any, Any]) -> None:
     one, two = values
@@ -269,7 +269,7 @@ def test_values_of_different_kinds_are_refused(values: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, [1.0], (0.5,), jnp.ones(2), 1j, wd.everything], ids=repr
+    "value", [None, [1.0], (0.5,), jnp.ones(2), 1j, wd.everything], ids=helpers.label
 )
 def test_values_are_bools_numbers_or_strings(value: Any) -> None:
     message = "^values of first_match are bools, numbers or strings, got "
