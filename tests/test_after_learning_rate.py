@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A decay where updates are final: signs turned, learning rate applied."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -125,6 +126,28 @@ def test_after_a_learning_rate_of_zero_every_gate_is_open() -> None:
         assert largest_difference(seen[-1], expected) < 1e-6
     before = adam_chain(wd.cautious_weight_decay(0.25, wd.everything), 0.0)
     assert_same(run(before, params, noise(params, 2))[0][-1], params)
+
+
+WRAPPERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 4).gradient_transformation(),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 9),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
+def test_after_the_learning_rate_it_belongs_inside_wrappers_that_skip_steps(
+    wrapper: Any,
+) -> None:
+    """Of eight steps two are real: every fourth, or the two without a NaN."""
+    params = {"w": jnp.ones((2, 2))}
+    zeros = {"w": jnp.zeros((2, 2))}
+    bad = zeros if wrapper is WRAPPERS["MultiSteps"] else {"w": zeros["w"] + jnp.nan}
+    last = wd.after_learning_rate(wd.masked_decay(0.01))
+    inside = wrapper(optax.chain(optax.sgd(0.1), last))
+    outside = optax.chain(wrapper(optax.sgd(0.1)), last)
+    for tx, shrinks in ((inside, 2), (outside, 8)):
+        seen, _ = run(tx, params, [bad, bad, bad, zeros] * 2)
+        assert seen[-1]["w"][0, 0] == pytest.approx(0.99**shrinks, abs=1e-6)
 
 
 def test_after_the_learning_rate_sign_of_is_refused() -> None:
