@@ -229,7 +229,7 @@ def _some(leaves: list[Leaf]) -> str:
 def _warn_of_totals(rows: tuple[Row, ...]) -> Iterator[str]:
     inexact = [row for row in rows if "not inexact" not in row.because]
     if inexact and all(row.decays for row in inexact):
-        yield "every leaf decays, biases and norms included"
+        yield "every leaf decays"
     if not any(row.decays for row in rows):
         yield "no leaf decays"
 

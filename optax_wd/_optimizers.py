@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_wd._decay import AfterLearningRate
+from optax_wd._step import is_inexact
 
 
 class LearningRateState(NamedTuple):
@@ -50,7 +51,8 @@ def adamw(
         `after_learning_rate` is placed last.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
-      eps: added to the root of the second moment.
+      eps: added to the root of the second moment. Float16 rounds anything below 3e-8
+        to 0, and 0/0 is NaN: give float16 parameters a larger one.
       eps_root: added to the second moment inside the root.
       mu_dtype: dtype of the first moment; by default that of the parameters. With
         another one, gates read the direction itself, at the price of a temporary.
@@ -219,7 +221,11 @@ def _scale_by_learning_rate(
         count = state.learning_rate_count
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
         negative = -jnp.asarray(rate)
-        updates = jax.tree.map(lambda u: negative.astype(u.dtype) * u, updates)
+
+        def scaled(u: Any) -> Any:
+            return negative.astype(u.dtype) * u if is_inexact(u) else u
+
+        updates = jax.tree.map(scaled, updates)
         return updates, LearningRateState(jnp.asarray(optax.safe_increment(count)))
 
     return optax.GradientTransformation(init, update)

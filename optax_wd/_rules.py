@@ -188,7 +188,8 @@ def _refuse_count(tree: PyTree) -> None:
     ):
         raise TypeError(
             "got a step count, expected a parameter tree; under "
-            'optax.inject_hyperparams pass static_args=("mask", "multiplier")'
+            'optax.inject_hyperparams pass static_args="mask", or for a decay of '
+            'optax_wd static_args=("mask", "multiplier")'
         )
 
 

@@ -93,26 +93,22 @@ RIGHT: dict[str, Any] = {
     ),
     "MultiSteps": lambda: multi_steps(4),
     "MultiSteps, transformation": lambda: multi_steps(8).gradient_transformation(),
-    "warm-up": lambda: wd.adamw(SCHEDULE, wd.masked_decay(0.1)),
-    "warm-up of the decay": lambda: wd.adamw(1e-3, wd.masked_decay(SCHEDULE)),
-    "warm-up of both": lambda: wd.adamw(SCHEDULE, wd.cautious_weight_decay(SCHEDULE)),
+    "warm-up": lambda: wd.sgdw(SCHEDULE, wd.masked_decay(0.1)),
+    "warm-up of the decay": lambda: wd.sgdw(1e-3, wd.masked_decay(SCHEDULE)),
+    "warm-up of both": lambda: wd.sgdw(SCHEDULE, wd.cautious_weight_decay(SCHEDULE)),
     "partition": lambda: optax.partition(
-        {"decay": optax.adamw(1e-3), "rest": optax.adam(1e-3)}, LABELS
+        {"decay": simple(wd.everything), "rest": optax.sgd(1e-3)}, LABELS
     ),
-    "masked": lambda: optax.masked(optax.adamw(1e-3), STANDARD),
+    "masked": lambda: optax.masked(simple(wd.everything), STANDARD),
     "inject_hyperparams": lambda: injected(
         optax.adamw, learning_rate=1e-3, mask=STANDARD
     ),
     "inject_hyperparams, ours": lambda: optax.chain(
         injected(wd.masked_decay, weight_decay=0.1), optax.scale(-1.0)
     ),
-    "apply_if_finite": lambda: optax.apply_if_finite(
-        wd.adamw(1e-3, wd.masked_decay(0.1)), 3
-    ),
-    "clipped": lambda: optax.chain(
-        optax.clip_by_global_norm(1.0), wd.adamw(1e-3, wd.masked_decay(0.1))
-    ),
-    "factors": lambda: wd.adamw(
+    "apply_if_finite": lambda: optax.apply_if_finite(simple(), 3),
+    "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), simple()),
+    "factors": lambda: wd.sgdw(
         1e-3, wd.masked_decay(0.1, multiplier={"attn": np.asarray([[0.0], [2.0]])})
     ),
 }

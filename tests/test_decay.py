@@ -91,6 +91,17 @@ def test_minus_zero_stays_where_nothing_decays() -> None:
     assert bool(jnp.signbit(updates[0])) and updates[1] == 0.5
 
 
+def test_minus_zero_stays_where_the_gate_is_closed() -> None:
+    def closed(sign_source: jax.Array, direction: jax.Array) -> jax.Array:
+        return jnp.zeros(sign_source.shape, bool)
+
+    tx = wd.decay_along(lambda u, p: p, 0.5, wd.everything, gate=closed)
+    u = jnp.asarray([-0.0, 0.0, 1.0])
+    after = once(tx, u, jnp.asarray([1.0, jnp.inf, jnp.nan]))
+    np.testing.assert_array_equal(after, u)
+    np.testing.assert_array_equal(jnp.signbit(after), [True, False, False])
+
+
 def test_leaves_of_other_dtypes_are_never_touched() -> None:
     params: dict[str, Any] = {
         "w": jnp.ones((2, 2)),

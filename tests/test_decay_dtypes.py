@@ -40,6 +40,38 @@ def test_the_dtype_of_the_update_counts_not_that_of_the_parameter(
     assert after.dtype == update and after[0] == 1.5
 
 
+@pytest.mark.parametrize(
+    ("update", "param", "wide"),
+    [
+        ("bfloat16", "bfloat16", "float32"),
+        ("float16", "bfloat16", "float32"),
+        ("bfloat16", "float32", "float32"),
+        ("float32", "float32", "float32"),
+        ("float32", "float64", "float64"),
+        ("float64", "float32", "float64"),
+        ("float64", "float64", "float64"),
+        ("complex64", "float32", "complex64"),
+        ("complex64", "complex64", "complex64"),
+        ("complex64", "float64", "complex128"),
+        ("complex128", "complex64", "complex128"),
+    ],
+)
+def test_directions_get_arrays_that_are_wide_enough_for_both(
+    update: str, param: str, wide: str
+) -> None:
+    seen = []
+
+    def direction(u: jax.Array, p: jax.Array) -> jax.Array:
+        seen.extend([u.dtype.name, p.dtype.name])
+        return p
+
+    with jax.enable_x64(True):
+        tx = wd.decay_along(direction, 0.5, wd.everything)
+        after = once(tx, jnp.ones(2, update), jnp.ones(2, param))
+        assert after.dtype == update and after[0] == 1.5
+    assert seen == [wide, wide]
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_the_sum_is_taken_in_float32_and_rounded_once(dtype: Any) -> None:
     params, (grads,) = tree(dtype=dtype), noise(tree(dtype=dtype), 1)

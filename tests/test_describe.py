@@ -403,9 +403,7 @@ def test_an_ordinary_mask_has_no_warnings() -> None:
 
 def test_everything_and_nothing_are_warned_of() -> None:
     biased = {"dense": {"kernel": leaf(2, 2), "offset": leaf(2)}}
-    assert warnings_of(wd.everything, biased) == (
-        "every leaf decays, biases and norms included",
-    )
+    assert warnings_of(wd.everything, biased) == ("every leaf decays",)
     with_integers = {**biased, "step": leaf(dtype=jnp.int32)}
     assert len(warnings_of(wd.everything, with_integers)) == 1
     assert warnings_of(wd.nothing, biased) == ("no leaf decays",)

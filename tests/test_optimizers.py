@@ -153,16 +153,25 @@ def test_inside_wrappers_it_is_the_chain_written_out(
     assert_equal_runs(wrapper(wd.adamw(0.02, decay, nesterov=nesterov)), wrapper(chain))
 
 
-@pytest.mark.parametrize("name", ["adamw", "nadamw", "sgdw momentum", "lion"])
-def test_in_bf16_it_is_the_chain_written_out(name: str) -> None:
+@pytest.mark.parametrize("learning_rate", [0.02, SCHEDULE], ids=["number", "schedule"])
+@pytest.mark.parametrize("name", ["adamw", "sgdw momentum", "lion"])
+def test_in_bf16_it_is_the_chain_written_out(name: str, learning_rate: Any) -> None:
     # Eagerly: compiled, XLA may keep more bits in one of the two.
     ready, scale = CHAINS[name]
     decay = wd.cautious_weight_decay(0.3, wd.everything)
     params = {"w": jnp.asarray([[1.0, -2.0, 0.3]], jnp.bfloat16)}
     (grads,) = noise(params, 1)
-    updates = once(ready(0.02, decay), grads, params)
-    assert_same(updates, once(written_out(scale, decay, 0.02), grads, params))
+    updates = once(ready(learning_rate, decay), grads, params)
+    assert_same(updates, once(written_out(scale, decay, learning_rate), grads, params))
     assert updates["w"].dtype == jnp.bfloat16
+
+
+def test_a_learning_rate_in_an_array_does_not_widen_updates_as_in_optax() -> None:
+    params = {"w": jnp.ones((2, 2), jnp.bfloat16)}
+    for learning_rate in (jnp.float32(0.5), lambda step: jnp.float32(0.5)):
+        tx = wd.sgdw(learning_rate, wd.masked_decay(0.5))
+        updates = once(tx, params, params)
+        assert_same(updates, {"w": jnp.full((2, 2), -0.75, jnp.bfloat16)})
 
 
 # Optax's own
