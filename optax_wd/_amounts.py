@@ -33,11 +33,17 @@ class Amount:
             return (
                 self.value if isinstance(self.value, float) else jnp.asarray(self.value)
             )
-        rate = jnp.asarray(self.value(count))
-        if rate.shape != () or not is_number(rate):
+        given = self.value(count)
+        if not is_number(given):
+            kind = getattr(given, "dtype", type(given).__name__)
+            raise TypeError(
+                f"the schedule {self.value!r} returned {kind}; return one number"
+            )
+        rate = jnp.asarray(given)
+        if rate.shape != ():
             raise ValueError(
-                f"the schedule {self.value!r} returned {rate.dtype.name} of shape "
-                f"{rate.shape}; return one number for a step"
+                f"the schedule {self.value!r} returned an array of shape {rate.shape}; "
+                "return one number"
             )
         return rate
 

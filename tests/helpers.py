@@ -53,7 +53,7 @@ def run(
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Equal structures, dtypes and, bit for bit but for NaN, values."""
+    """Equal structures, dtypes and values; NaN equals NaN, and -0.0 equals 0.0."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype

@@ -176,19 +176,23 @@ def test_a_number_as_the_mask_names_the_order_of_arguments(amount: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("returned", "said"),
+    ("returned", "error", "said"),
     [
-        (np.ones(3, np.float32), r"float32 of shape \(3,\)"),
-        (jnp.ones((1,)), r"float32 of shape \(1,\)"),
-        ([0.1, 0.2], r"float32 of shape \(2,\)"),
-        (True, r"bool of shape \(\)"),
-        (jnp.asarray(False), r"bool of shape \(\)"),
-        (1j, r"complex64 of shape \(\)"),
+        (np.ones(3, np.float32), ValueError, r"an array of shape \(3,\)"),
+        (jnp.ones((1,)), ValueError, r"an array of shape \(1,\)"),
+        ([0.1, 0.2], TypeError, "list"),
+        (True, TypeError, "bool"),
+        (jnp.asarray(False), TypeError, "bool"),
+        (1j, TypeError, "complex"),
+        (jnp.asarray(1j), TypeError, "complex64"),
+        (None, TypeError, "NoneType"),
+        ("0.1", TypeError, "str"),
+        ({"rate": 0.1}, TypeError, "dict"),
     ],
 )
 @pytest.mark.parametrize("when", ["init", "update"])
 def test_a_schedule_that_returns_no_number_is_named(
-    returned: Any, said: str, when: str
+    returned: Any, error: Any, said: str, when: str
 ) -> None:
     tx = wd.masked_decay(0.1)
     state = tx.init(PARAMS)
@@ -197,16 +201,9 @@ def test_a_schedule_that_returns_no_number_is_named(
         return returned
 
     tx = wd.masked_decay(strange)
-    message = f"the schedule .*strange.* returned {said}; return one number for a step"
-    with pytest.raises(ValueError, match=message):
+    message = f"the schedule .*strange.* returned {said}; return one number"
+    with pytest.raises(error, match=message):
         tx.init(PARAMS) if when == "init" else tx.update(ZEROS, state, PARAMS)
-
-
-@pytest.mark.parametrize("returned", [None, "0.1", {"rate": 0.1}])
-def test_a_schedule_that_returns_no_array_is_refused(returned: Any) -> None:
-    tx = wd.masked_decay(lambda step: returned)
-    with pytest.raises((TypeError, ValueError)):
-        tx.init(PARAMS)
 
 
 def test_a_schedule_gets_the_number_of_updates_so_far() -> None:

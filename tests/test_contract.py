@@ -106,8 +106,9 @@ def test_dtypes_stay_what_they_are(method: Any, dtype: str) -> None:
 
 
 @every_method
-def test_it_compiles_once_over_many_steps(method: Any) -> None:
-    tx = optax.chain(method(schedule), optax.scale(-0.1))
+@pytest.mark.parametrize("rate", [0.5, schedule], ids=["number", "schedule"])
+def test_it_compiles_once_over_many_steps(method: Any, rate: Any) -> None:
+    tx = optax.chain(method(rate), optax.scale(-0.1))
     traces = []
 
     @jax.jit

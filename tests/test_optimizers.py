@@ -174,6 +174,22 @@ def test_a_learning_rate_in_an_array_does_not_widen_updates_as_in_optax() -> Non
         assert_same(updates, {"w": jnp.full((2, 2), -0.75, jnp.bfloat16)})
 
 
+def test_leaves_of_other_dtypes_pass_a_ready_chain() -> None:
+    params: dict[str, Any] = {"w": jnp.ones((2, 2)), "n": jnp.asarray([3]), "a": None}
+    decay = wd.masked_decay(0.5)
+    for place, update in ((decay, -0.75), (wd.after_learning_rate(decay), -1.0)):
+        updates = once(wd.sgdw(0.5, place), params, params)
+        assert updates["n"] is params["n"] and updates["a"] is None
+        assert updates["w"][0, 0] == update
+
+
+def test_float16_needs_a_larger_eps_as_the_docstring_says() -> None:
+    zeros = {"w": jnp.zeros((2, 2), jnp.float16)}
+    for eps, finite in ((1e-8, False), (1e-4, True)):
+        updates = once(wd.adamw(0.5, wd.masked_decay(0.5), eps=eps), zeros, zeros)
+        assert bool(jnp.all(jnp.isfinite(updates["w"]))) is finite
+
+
 # Optax's own
 
 OPTAX: dict[str, tuple[Chain, Chain]] = {
