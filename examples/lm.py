@@ -19,6 +19,7 @@ N heads, H head size, K held-out windows; T1 is T + 1.
 import dataclasses
 import functools
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -43,6 +44,7 @@ from lm_run import (
 import optax_wd as wd
 
 BYTES = 256
+INTERRUPTED = 130
 
 # -------------------------------------------------------------------------- model
 
@@ -229,6 +231,7 @@ def train(settings: Settings, text: Text, journal: Journal) -> None:
     decays = settings.decay != "none" and settings.weight_decay > 0
     print(wd.describe(mask, params))
     wd.assert_decays(tx, params, mask if decays else wd.nothing)
+    print(f"measured: {'exactly these decay' if decays else 'nothing decays'}")
 
     for step, byte_BxT1 in journal.follow(random_windows(text.train_N, settings)):
         params, opt_state, loss = train_step(graphdef, tx, params, opt_state, byte_BxT1)
@@ -279,12 +282,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     except FloatingPointError as error:
         stop(1, f"error: {error}; write a smaller --learning-rate or --weight-decay")
     except KeyboardInterrupt:
-        stop(130, "interrupted")
+        stop(INTERRUPTED, "interrupted")
 
 
 def stop(status: int, message: str) -> NoReturn:
     """Ends the program with one line."""
-    print(f"lm.py: {message}", file=sys.stderr)
+    print(f"lm.py: {message}", file=sys.stderr, flush=True)
+    if status == INTERRUPTED:  # XLA may be compiling yet: do not wait for its threads
+        sys.stdout.flush()
+        os._exit(status)
     raise SystemExit(status)
 
 

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, final
 
+import numpy as np
+
 from optax_wd._leaves import Leaf
 from optax_wd._rules import (
     NameRule,
@@ -156,12 +158,12 @@ class _Satisfies(Rule):
 
     def matches(self, leaf: Leaf) -> bool:
         answer = self.predicate(leaf)
-        if not isinstance(answer, bool):
+        if not isinstance(answer, bool | np.bool_):
             raise TypeError(
                 f"the predicate of {self!r} returned {answer!r} for {leaf.where!r}; "
                 "return a bool"
             )
-        return answer
+        return bool(answer)
 
     def reason(self, leaf: Leaf) -> str:
         return self.said if self.matches(leaf) else f"not: {self.said}"

@@ -34,7 +34,8 @@ def assert_decays(
     gradients. A leaf decays if its update is not zero and points to smaller weights;
     growth is reported as what it is. The optimizer is run for several steps, so that it
     may begin with a learning rate of 0 or emit every k-th update only
-    (`optax.MultiSteps`). What was given is not changed.
+    (`optax.MultiSteps`). What was given is not changed. It takes the memory of one step,
+    the state of the optimizer included.
 
     Zero gradients cannot tell decoupled decay from L2 regularisation, nor plain decay
     from cautious: both move every chosen coordinate.
@@ -43,12 +44,14 @@ def assert_decays(
       tx: any optimizer.
       params: parameters or a tree of `jax.ShapeDtypeStruct`, in the form in which `tx`
         gets them; or an NNX module, of which `tx` gets what `nnx.Optimizer` gives it.
-      mask: the leaves that should decay: a rule, a function, or a tree of bools.
+      mask: the leaves that should decay: a rule, a function, or a tree of bools. Rules
+        about owners and metadata go through `mask_of(model, rule)` first.
       steps: how many steps to run at most. More than k for `MultiSteps` of k.
 
     Raises:
       AssertionError: if a leaf differs, with what was expected and what was measured.
-      TypeError: if `mask` does not give bools.
+      TypeError: if `tx` is no optimizer, `mask` does not give bools, or there are no
+        arrays in `params`.
       ValueError: if `steps` is less than 1, or the mask does not fit the parameters.
 
     Example:
@@ -57,6 +60,10 @@ def assert_decays(
       >>> tx = optax.adamw(1e-3, weight_decay=0.1, mask=wd.standard)
       >>> wd.assert_decays(tx, params, wd.standard)
     """
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(f"tx takes an Optax optimizer, got {tx!r}")
+    if mask is None or isinstance(mask, str):
+        raise TypeError(f"mask takes a rule such as `standard`, got {mask!r}")
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"steps takes a whole number such as 8, got {steps!r}")
     if steps < 1:
@@ -73,6 +80,8 @@ def assert_decays(
     wrong = [_line(*row) for row in rows if row[0].is_inexact and not _agrees(*row[1:])]
     if wrong:
         more = [f"... and {len(wrong) - _MAX_LINES} more"] * (len(wrong) > _MAX_LINES)
+        if not any(measured):
+            more.append("nothing moved; if it does later, pass a larger steps=")
         raise AssertionError(
             f"{len(wrong)} of {len(leaves)} leaves do not decay as the mask says "
             f"(zero gradients, {steps} steps at most):\n  "
@@ -118,9 +127,10 @@ def _stand_in(params: PyTree, value: float) -> PyTree:
     """The same tree with `value` in every inexact leaf, the others as they are."""
 
     def fill(x: Any) -> Any:
-        if isinstance(x, jax.ShapeDtypeStruct):
-            x = jnp.zeros(x.shape, x.dtype)
         inexact = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            filled = value if inexact else 0
+            return jnp.full(x.shape, filled, x.dtype, device=x.sharding)
         return jnp.full_like(x, value) if inexact else x
 
     return jax.tree.map(fill, params)
@@ -142,20 +152,18 @@ def _measure(
     params = _stand_in(pure(at_init), _HERE)
     zeros = jax.tree.map(_zeros, params)
 
-    @jax.jit
-    def step(state: Any, params: PyTree, zeros: PyTree) -> tuple[list[jax.Array], Any]:
-        updates, state = tx.update(zeros, state, params)
-        return [_shrink(update) for update in jax.tree.leaves(updates)], state
-
+    step = jax.jit(lambda state, zeros, params: tx.update(zeros, state, params))
     state = pure(jax.jit(tx.init)(_stand_in(at_init, _START)))
     found = [0.0] * len(jax.tree.leaves(params))
     for _ in range(steps):
-        shrinks, state = step(state, params, zeros)
+        updates, state = step(state, zeros, params)
+        shrinks = [_shrink(update) for update in jax.tree.leaves(updates)]
         now = [float(shrink) for shrink in jax.device_get(shrinks)]
         found = [before or after for before, after in zip(found, now, strict=True)]
     return found
 
 
+@jax.jit  # compiled once for each shape, not once for each leaf
 def _shrink(update: Any) -> jax.Array:
     """The mean shrink of a leaf; NaN if a part of it shrinks and another grows."""
     if not jnp.issubdtype(update.dtype, jnp.inexact):

@@ -20,6 +20,7 @@ import optax
 
 from optax_wd import _leaves, _masks
 from optax_wd._amounts import check_amount
+from optax_wd._rules import LeafFunction
 from optax_wd._standard import standard
 from optax_wd._step import decayed, is_inexact
 from optax_wd._typing import Direction, Gate, Mask, Multiplier, PyTree, Remember
@@ -131,6 +132,7 @@ def decay_along(
       >>> import jax.numpy as jnp, optax_wd as wd
       >>> l1_decay = wd.decay_along(lambda u, p: jnp.sign(p), 1e-4)
     """
+    _check_functions(direction, gate, remember)
     amount = check_amount(weight_decay)
     _masks.check_mask(mask)
     _masks.check_multiplier(multiplier)
@@ -235,6 +237,17 @@ def after_learning_rate(
 
 class AfterLearningRate(optax.GradientTransformationExtraArgs):
     """What `after_learning_rate` returns, so that ready chains can tell its place."""
+
+
+def _check_functions(direction: Any, gate: Any, remember: Any) -> None:
+    if not callable(direction) or isinstance(direction, LeafFunction):
+        raise TypeError(
+            f"direction takes a function (update, param), got {direction!r}; the order "
+            "of arguments is (direction, weight_decay, mask)"
+        )
+    for name, given in (("gate", gate), ("remember", remember)):
+        if given is not None and not callable(given):
+            raise TypeError(f"{name} takes a function of arrays, got {given!r}")
 
 
 def _required(params: optax.Params | None) -> optax.Params:

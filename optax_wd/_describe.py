@@ -14,10 +14,11 @@ import numpy as np
 from optax_wd import _fold, _leaves, _masks, _modules
 from optax_wd._leaves import Leaf
 from optax_wd._rules import LeafFunction, unmatched
+from optax_wd._standard import LAST_TOKENS
 from optax_wd._typing import Mask, Multiplier, PyTree, Shape
 from optax_wd._values import BoolTable, Table
 
-_BIAS_LIKE = ("bias", "b", "scale", "gamma", "beta")
+_BIAS_LIKE = LAST_TOKENS - {"embedding", "input_embedding"}
 _LORA = ("lora_a", "lora_b")
 _EXAMPLES = 3
 
@@ -141,6 +142,11 @@ def describe(
       decays          1 of 2 tensors  6 of 9 parameters
       does not decay  1 of 2 tensors  3 of 9 parameters
     """
+    if isinstance(params_or_model, LeafFunction):
+        raise TypeError(
+            f"describe got {params_or_model!r} where the parameters belong; the order "
+            "of arguments is (mask, params)"
+        )
     _masks.check_mask(mask)
     _masks.check_multiplier(multiplier)
     tree, leaves, shared = _facts(params_or_model)
@@ -154,7 +160,7 @@ def describe(
     pairs = [(x, f) for x, f in zip(leaves, factors, strict=True) if x.is_array]
     rows = tuple(_row(leaf, factor, mask) for leaf, factor in pairs)
     warnings = (
-        *_warn_of_totals(rows),
+        *_warn_of_totals(pairs),
         *_warn_of_leaves(pairs),
         *_warn_of_names(mask, leaves),
         *_warn_of_names(multiplier, leaves),
@@ -226,11 +232,11 @@ def _some(leaves: list[Leaf]) -> str:
     return shown + (f" and {more} more" if more > 0 else "")
 
 
-def _warn_of_totals(rows: tuple[Row, ...]) -> Iterator[str]:
-    inexact = [row for row in rows if "not inexact" not in row.because]
-    if inexact and all(row.decays for row in inexact):
+def _warn_of_totals(pairs: list[tuple[Leaf, Any]]) -> Iterator[str]:
+    decays = [factor is not None for leaf, factor in pairs if leaf.is_inexact]
+    if decays and all(decays):
         yield "every leaf decays"
-    if not any(row.decays for row in rows):
+    if not any(decays):
         yield "no leaf decays"
 
 
@@ -267,10 +273,12 @@ def _warn_of_names(given: Any, leaves: list[Leaf]) -> Iterator[str]:
     used = {table.row(leaf) for leaf in leaves}
     for n, (rule, value) in enumerate(table.rows):
         if n not in used and any(map(rule.matches, leaves)):
-            yield (
-                f"the row ({rule!r}, {value!r}) never decides: earlier rows match all "
-                "of its leaves"
-            )
+            why = "earlier rows match all of its leaves"
+        elif n not in used and not unmatched(rule, leaves):
+            why = "it matches no leaf"
+        else:
+            continue
+        yield f"the row ({rule!r}, {value!r}) never decides: {why}"
 
 
 def _warn_of_shared(leaves: list[Leaf], shared: dict[Any, list[str]]) -> Iterator[str]:

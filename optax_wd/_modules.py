@@ -14,8 +14,10 @@ import jax
 
 from optax_wd import _leaves
 from optax_wd._leaves import Leaf
-from optax_wd._rules import LeafFunction, Rule, check_leaves
+from optax_wd._rules import LeafFunction, NameRule, Rule, check_leaves
 from optax_wd._typing import Path, PyTree
+
+_ANY = object()
 
 
 def owned_by(*kinds: type | str) -> Rule:
@@ -31,7 +33,8 @@ def owned_by(*kinds: type | str) -> Rule:
 
     Raises:
       TypeError: if a kind is neither a type nor a string.
-      ValueError: if there is no kind; when asked about a leaf without an owner.
+      ValueError: if there is no kind; when asked about a leaf without an owner, or if a
+        name matches no leaf.
     """
     if not kinds:
         raise ValueError("owned_by() has no type; write owned_by(nnx.LayerNorm)")
@@ -53,7 +56,8 @@ def declared(key: str, value: object = True) -> Rule:
 
     Raises:
       TypeError: if `key` is not a string.
-      ValueError: when asked about a leaf without metadata.
+      ValueError: when asked about a leaf without metadata, or if no Variable declares
+        the entry.
     """
     if not isinstance(key, str):
         raise TypeError(f"declared takes the name of a metadata entry, got {key!r}")
@@ -113,21 +117,17 @@ def shared_names(model: Any) -> dict[Path, list[str]]:
     """The other paths of each Variable that an NNX module holds more than once."""
     from flax import nnx
 
-    groups = [
-        [_leaves.path_of(path) for path in group]
-        for group in nnx.find_duplicates(model)
-    ]
+    groups: dict[Path, list[Path]] = {}
+    for group in nnx.find_duplicates(model):
+        paths = [_leaves.path_of(path) for path in group]
+        groups.update((path, paths) for path in paths)
     found: dict[Path, list[str]] = {}
     for leaf in module_leaves(model, nnx.Variable):
-        for group in groups:
-            for path in group:
-                rest = leaf.path[len(path) :]
-                if path + rest == leaf.path:
-                    others = [
-                        "/".join(other + rest) for other in group if other != path
-                    ]
-                    found.setdefault(leaf.path, []).extend(others)
-    return found
+        for path in _leaves.prefixes(leaf.path):
+            rest = leaf.path[len(path) :]
+            others = ["/".join(p + rest) for p in groups.get(path, ()) if p != path]
+            found[leaf.path] = found.get(leaf.path, []) + others
+    return {path: others for path, others in found.items() if others}
 
 
 def _known(known: dict[Path, dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
@@ -155,8 +155,16 @@ def _child(node: Any, key: Any) -> Any:
 
 @final
 @dataclasses.dataclass(frozen=True, repr=False)
-class _OwnedBy(Rule):
+class _OwnedBy(NameRule):
     kinds: tuple[type | str, ...]
+
+    def written(self) -> tuple[NameRule, ...]:
+        """The names; a type cannot be mistyped, and may well own nothing."""
+        return tuple(_OwnedBy((kind,)) for kind in self.kinds if isinstance(kind, str))
+
+    def hint(self, leaves: list[Leaf]) -> str:
+        owners = dict.fromkeys(_type_name(leaf.owner) for leaf in leaves)
+        return f"{self!r} matches no leaf; owners are {', '.join(owners)}"
 
     def matches(self, leaf: Leaf) -> bool:
         if leaf.owner is None:
@@ -175,9 +183,20 @@ class _OwnedBy(Rule):
 
 @final
 @dataclasses.dataclass(frozen=True, repr=False)
-class _Declared(Rule):
+class _Declared(NameRule):
     key: str
     value: object
+
+    def written(self) -> tuple[NameRule, ...]:
+        """The key, with whatever value."""
+        return (_Declared(self.key, _ANY),)
+
+    def hint(self, leaves: list[Leaf]) -> str:
+        keys = dict.fromkeys(key for leaf in leaves for key in leaf.metadata or ())
+        return (
+            f"no Variable declares {self.key!r}; what they declare is "
+            f"{', '.join(keys)}; write optional(...) if that is meant"
+        )
 
     def matches(self, leaf: Leaf) -> bool:
         if leaf.metadata is None:
@@ -185,7 +204,9 @@ class _Declared(Rule):
                 f"{self!r} asks for the metadata of {leaf.where!r}, which is known "
                 "only from the model; make the mask with mask_of(model, rule)"
             )
-        return self.key in leaf.metadata and bool(leaf.metadata[self.key] == self.value)
+        if self.key not in leaf.metadata or self.value is _ANY:
+            return self.key in leaf.metadata
+        return bool(leaf.metadata[self.key] == self.value)
 
     def reason(self, leaf: Leaf) -> str:
         if self.key not in (leaf.metadata or {}):

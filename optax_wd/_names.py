@@ -122,8 +122,15 @@ def _nearest(pattern: str, texts: list[str]) -> list[str]:
 
 
 @functools.cache
-def _glob(pattern: str) -> re.Pattern[str]:
-    return re.compile(fnmatch.translate(pattern))
+def _glob(pattern: str) -> re.Pattern[str] | None:
+    """A pattern compiled; None for one without special characters."""
+    is_plain = not set(pattern) & set("*?[")
+    return None if is_plain else re.compile(fnmatch.translate(pattern))
+
+
+def _is_match(pattern: str, text: str) -> bool:
+    glob = _glob(pattern)
+    return pattern == text if glob is None else glob.match(text) is not None
 
 
 def _matches_globs(globs: Path, tokens: Path) -> bool:
@@ -133,7 +140,7 @@ def _matches_globs(globs: Path, tokens: Path) -> bool:
         return any(
             _matches_globs(globs[1:], tokens[n:]) for n in range(len(tokens) + 1)
         )
-    if not tokens or not _glob(globs[0]).match(tokens[0]):
+    if not tokens or not _is_match(globs[0], tokens[0]):
         return False
     return _matches_globs(globs[1:], tokens[1:])
 
@@ -148,7 +155,7 @@ class _ByName(NameRule):
 
     def fits(self, pattern: str, leaf: Leaf) -> bool:
         """Whether one pattern matches a leaf."""
-        return any(_glob(pattern).match(text) for text in self.candidates(leaf))
+        return any(_is_match(pattern, text) for text in self.candidates(leaf))
 
     def matches(self, leaf: Leaf) -> bool:
         return any(self.fits(pattern, leaf) for pattern in self.patterns)

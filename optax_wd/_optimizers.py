@@ -41,7 +41,9 @@ def adamw(
     """Adam with a decay of your choice between preconditioner and learning rate.
 
     `x <- x - lr * (m / (sqrt(v) + eps) + decay)`. The result is that of the chain
-    written out; a cautious decay costs no more memory traffic than `optax.adamw`.
+    written out; a cautious decay costs no more memory traffic than `optax.adamw`. Gates
+    read the signs of Adam's direction, also where `decay` is a chain of several parts
+    of which an earlier one changes the update.
 
     Args:
       learning_rate: a number or a schedule of the step. A number is held as a constant
@@ -74,14 +76,16 @@ def adamw(
     """
 
     def signs(gradients: Any, direction: Any, state: Any) -> Any:
-        if mu_dtype is not None:
-            return direction
-        if not nesterov:
-            return state.mu
-        step = state.count
-        ahead = optax.tree.bias_correction(state.mu, b1, optax.safe_increment(step))
-        here = optax.tree.bias_correction(gradients, b1, step)
-        return jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, ahead, here)
+        numerator = state.mu
+        if nesterov:
+            step = state.count
+            ahead = optax.tree.bias_correction(state.mu, b1, optax.safe_increment(step))
+            here = optax.tree.bias_correction(gradients, b1, step)
+            numerator = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, ahead, here)
+        return jax.tree.map(  # a moment kept in another dtype may have lost its sign
+            lambda n, m, d: n if m.dtype == d.dtype else d,
+            *(numerator, state.mu, direction),
+        )
 
     adam = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     return _chain(adam, decay, learning_rate, signs)

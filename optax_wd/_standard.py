@@ -32,16 +32,17 @@ LEAF_NAMES = frozenset("A_log D dt_bias cls probe latents".split())
 
 # Any token of the path, exactly.
 ANYWHERE = frozenset(
-    # learned tokens: timm, DINOv2, MAE
-    "cls_token class_token dist_token reg_token reg_tokens register_tokens "
-    "storage_tokens mask_token query_tokens "
+    # learned tokens: timm, DINOv2, MAE, CLIP
+    "cls_token class_token class_embedding dist_token reg_token reg_tokens "
+    "register_tokens storage_tokens mask_token query_tokens "
     # positions, absolute: timm, big_vision, Flax examples, Hugging Face
-    "pos_embed pos_embed_win pos_embed_window pos_embed_abs absolute_pos_embed "
-    "pos_embedding position_embedding position_embeddings "
-    "positional_embedding position_embedding_table pixel_pos patch_pos "
-    # positions, relative: Swin, BEiT, T5, LeViT, ViTDet
+    "pos_emb pos_embed pos_embed_spatial pos_embed_temporal pos_embed_win "
+    "pos_embed_window pos_embed_abs absolute_pos_embed pos_embedding "
+    "position_embedding position_embeddings positional_embedding "
+    "position_embedding_table pixel_pos patch_pos "
+    # positions, relative: Swin, BEiT, T5, T5X, LeViT, ViTDet
     "relative_position_bias_table relative_attention_bias attention_biases "
-    "rel_pos_h rel_pos_w freqs "
+    "rel_embedding rel_pos_h rel_pos_w freqs "
     # scalars and per-channel factors: CLIP, XCiT, CaiT, BEiT
     "temperature logit_scale logit_bias layer_scale lambda_1 lambda_2".split()
 )

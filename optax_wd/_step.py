@@ -42,6 +42,11 @@ def decayed(
     Returns:
       An array of the shape and dtype of `update`.
     """
+    if jnp.iscomplexobj(arguments[0]) and not jnp.iscomplexobj(update):
+        raise ValueError(
+            "got a real update for a complex parameter; make the dtypes agree, or the "
+            "decay of the imaginary part would be lost"
+        )
     wide = _wide(update.dtype, arguments[0].dtype)
     d = direction(*(jnp.asarray(x, wide) for x in (update, *arguments)))
     _check("direction", d, update.shape)

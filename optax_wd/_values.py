@@ -110,7 +110,7 @@ def first_match(
         error when the table is called.
 
     Returns:
-      A Table; if its values are bools, one that is a Rule.
+      A Table; of bools, a Rule.
 
     Raises:
       TypeError: if a row is no pair of a rule and a value, or values are of mixed
