@@ -43,16 +43,19 @@ def seconds(function: Callable[[], Any]) -> float:
 
 def main() -> None:
     rows = []
-    for layers in (2_500, 5_000, 10_000):
+    matrices = wd.min_ndim(2) & ~wd.named("bias")
+    cases = [(wd.standard, n) for n in (2_500, 5_000, 10_000)] + [(matrices, 10_000)]
+    for rule, layers in cases:
         params = tree(layers)
         own, peer = [], []
         for _ in range(ROUNDS):
-            own.append(seconds(lambda p=params: str(wd.describe(wd.standard, p))))
+            own.append(seconds(lambda r=rule, p=params: str(wd.describe(r, p))))
             peer.append(
                 seconds(lambda p=params: jax.tree_util.tree_flatten_with_path(p))
             )
         rows.append(
             {
+                "rule": repr(rule),
                 "leaves": layers * 10,
                 "describe_and_print_median_seconds": statistics.median(own),
                 "flatten_with_path_median_seconds": statistics.median(peer),

@@ -31,7 +31,7 @@ from optax_wd._values import first_match as first_match
 
 # HOW
 from optax_wd._decay import DecayState as DecayState
-from optax_wd._decay import after_learning_rate as after_learning_rate
+from optax_wd._placement import after_learning_rate as after_learning_rate
 from optax_wd._decay import decay_along as decay_along
 from optax_wd._decay import masked_decay as masked_decay
 from optax_wd._gates import cautious_gate as cautious_gate

@@ -85,7 +85,7 @@ def min_ndim(n: int, *, stacked: Stacked = None) -> Rule:
     return _MinNdim(n, check_stacked(stacked))
 
 
-def satisfies(predicate: Callable[[Leaf], bool], reason: str) -> Rule:
+def satisfies(predicate: Callable[[Leaf], bool | np.bool_], reason: str) -> Rule:
     """Leaves for which your own predicate is true.
 
     Args:

@@ -34,8 +34,8 @@ def assert_decays(
     gradients. A leaf decays if its update is not zero and points to smaller weights;
     growth is reported as what it is. The optimizer is run for several steps, so that it
     may begin with a learning rate of 0 or emit every k-th update only
-    (`optax.MultiSteps`). What was given is not changed. It takes the memory of one step,
-    the state of the optimizer included.
+    (`optax.MultiSteps`). What was given is not changed. It takes the memory of one
+    step, the state of the optimizer included.
 
     Zero gradients cannot tell decoupled decay from L2 regularisation, nor plain decay
     from cautious: both move every chosen coordinate.
@@ -60,10 +60,10 @@ def assert_decays(
       >>> tx = optax.adamw(1e-3, weight_decay=0.1, mask=wd.standard)
       >>> wd.assert_decays(tx, params, wd.standard)
     """
-    if not isinstance(tx, optax.GradientTransformation):
-        raise TypeError(f"tx takes an Optax optimizer, got {tx!r}")
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(f"tx takes an optimizer with init and update, got {tx!r}")
     if mask is None or isinstance(mask, str):
-        raise TypeError(f"mask takes a rule such as `standard`, got {mask!r}")
+        raise TypeError(f"the mask is {mask!r} as a whole; write a rule or a tree")
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"steps takes a whole number such as 8, got {steps!r}")
     if steps < 1:
@@ -80,11 +80,10 @@ def assert_decays(
     wrong = [_line(*row) for row in rows if row[0].is_inexact and not _agrees(*row[1:])]
     if wrong:
         more = [f"... and {len(wrong) - _MAX_LINES} more"] * (len(wrong) > _MAX_LINES)
-        if not any(measured):
-            more.append("nothing moved; if it does later, pass a larger steps=")
+        late = "" if any(measured) else "; pass more steps= to what moves later only"
         raise AssertionError(
             f"{len(wrong)} of {len(leaves)} leaves do not decay as the mask says "
-            f"(zero gradients, {steps} steps at most):\n  "
+            f"(zero gradients, {steps} steps at most{late}):\n  "
             + "\n  ".join(wrong[:_MAX_LINES] + more)
         )
 

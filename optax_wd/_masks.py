@@ -15,7 +15,6 @@ from optax_wd import _leaves
 from optax_wd._leaves import Leaf
 from optax_wd._rules import LeafFunction, Rule, check_leaves
 from optax_wd._typing import Mask, Multiplier, PyTree
-from optax_wd._values import Table
 
 Factor: TypeAlias = float | jax.Array | np.ndarray
 """A factor on the rate of one leaf: one number, or an array of the rank of the leaf."""
@@ -65,12 +64,8 @@ def check_multiplier(multiplier: Any) -> None:
             f"multiplier takes factors, got {multiplier!r}; pass a choice of leaves as "
             "the mask, or factors as first_match((rule, 0.5), default=1.0)"
         )
-    known = [multiplier] if _leaves.is_number(multiplier) else []
-    if isinstance(multiplier, Table):
-        known = [value for _, value in multiplier.rows]
-    for value in known:
-        if np.shape(value) == ():
-            _checked_factor(value, Leaf((), (), None))
+    if _leaves.is_number(multiplier) and np.shape(multiplier) == ():
+        _checked_factor(multiplier, Leaf((), (), None))
 
 
 def factors_of(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_wd._decay import AfterLearningRate
+from optax_wd._placement import AfterLearningRate
 from optax_wd._step import is_inexact
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import forms
 import helpers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -214,6 +215,13 @@ def test_satisfies_asks_about_path_shape_and_dtype() -> None:
     rule = wd.satisfies(lambda x: x.size > 4 and x.path[0] == "a", "large, in a")
     tree = {"a": {"b": jnp.ones((2, 3)), "c": jnp.ones(2)}, "d": jnp.ones(9)}
     assert rule(tree) == {"a": {"b": True, "c": False}, "d": False}
+
+
+def test_a_predicate_may_return_a_bool_of_numpy() -> None:
+    rule = wd.satisfies(lambda leaf: np.prod(leaf.shape) > 3, "large")
+    answer = rule(helpers.tree())
+    assert answer["norm"]["scale"] is True and answer["mlp"]["bias"] is True
+    assert not any(jax.tree.leaves((~rule)(helpers.tree())))
 
 
 def test_satisfies_says_its_reason_and_its_negation() -> None:

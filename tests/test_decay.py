@@ -363,3 +363,29 @@ def test_three_places_are_three_amounts_of_decay() -> None:
         np.testing.assert_array_equal(
             once(tx, zeros, params)["w"], np.full(2, -4.0 * shrink)
         )
+
+
+@pytest.mark.parametrize("direction", [0.1, None, wd.standard])
+def test_a_direction_is_a_function(direction: Any) -> None:
+    with pytest.raises(TypeError, match=r"is \(direction, weight_decay, mask\)$"):
+        wd.decay_along(direction, 0.1)
+
+
+@pytest.mark.parametrize("name", ["gate", "remember"])
+def test_gate_and_remember_are_functions(name: str) -> None:
+    given: Any = {name: True}
+    with pytest.raises(
+        TypeError, match=f"^{name} takes a function of arrays, got True"
+    ):
+        wd.decay_along(lambda u, p: p, 0.1, **given)
+
+
+def test_a_class_is_no_mask() -> None:
+    with pytest.raises(TypeError, match="^mask is the class .*Rule.*; write a rule"):
+        wd.masked_decay(0.1, wd.Rule)
+
+
+def test_a_real_update_of_a_complex_parameter_is_refused() -> None:
+    params = {"w": jnp.ones((2, 2), jnp.complex64)}
+    with pytest.raises(ValueError, match="^got a real update for a complex parameter"):
+        once(wd.masked_decay(0.1), {"w": jnp.ones((2, 2))}, params)

@@ -641,3 +641,29 @@ def test_twice_the_leaves_are_twice_the_work(kind: str) -> None:
 
     assert work(40) == 2 * work(20) > 0
     assert work(40) <= 5 * 3 * 40
+
+
+def test_a_row_that_matches_no_leaf_is_told_once() -> None:
+    params = {"a": {"kernel": leaf(2, 2), "bias": leaf(2)}}
+    table = wd.first_match(
+        (wd.min_ndim(9), 2.0),
+        (wd.named("bias") & wd.min_ndim(4), 3.0),
+        (wd.named("kernal"), 4.0),
+        default=1.0,
+    )
+    warnings = wd.describe(wd.standard, params, multiplier=table).warnings
+    assert [text.partition(";")[0] for text in warnings] == [
+        "named('kernal') matches no leaf",
+        "the row (min_ndim(9), 2.0) never decides: it matches no leaf",
+        "the row (named('bias') & min_ndim(4), 3.0) never decides: it matches no leaf",
+    ]
+
+
+def test_a_reason_in_any_words_changes_no_warning() -> None:
+    rule = wd.satisfies(lambda leaf: True, "not inexact, or so it says")
+    assert wd.describe(rule, {"a": leaf(2, 2)}).warnings == ("every leaf decays",)
+
+
+def test_swapped_arguments_are_told_apart() -> None:
+    with pytest.raises(TypeError, match=r"the order of arguments is \(mask, params\)$"):
+        wd.describe({"a": leaf(2, 2)}, wd.standard)

@@ -217,7 +217,15 @@ def test_metadata_of_a_variable_chooses_it() -> None:
     assert declared("weight_decay") == {"tagged/kernel"}
     assert declared("group", "a") == {"tagged/kernel"}
     assert declared("group", "b") == set()
-    assert declared("unknown", None) == set()
+    with pytest.raises(
+        ValueError, match="^no Variable declares 'unknown'; what they d"
+    ):
+        declared("unknown", None)
+    with pytest.raises(
+        ValueError, match=r"^owned_by\('LayrNorm'\) matches no leaf; owne"
+    ):
+        wd.mask_of(abstract(), ~wd.owned_by("LayrNorm"))
+    assert chosen(wd.mask_of(abstract(), wd.owned_by(nnx.GroupNorm))) == set()
 
 
 def test_the_reasons_say_type_and_metadata() -> None:

@@ -21,7 +21,8 @@ from optax_wd import _standard
 LAST = ("bias", "b", "scale", "gamma", "beta", "embedding", "input_embedding")
 LEAF_NAMES = ("A_log", "D", "dt_bias", "cls", "probe", "latents")
 TOKENS = (
-    "cls_token class_token dist_token reg_token reg_tokens register_tokens "
+    "cls_token class_token class_embedding rel_embedding pos_emb pos_embed_spatial "
+    "pos_embed_temporal dist_token reg_token reg_tokens register_tokens "
     "storage_tokens mask_token query_tokens pos_embed pos_embed_win "
     "pos_embed_window pos_embed_abs absolute_pos_embed pos_embedding "
     "position_embedding position_embeddings positional_embedding "
