@@ -48,8 +48,9 @@ class Leaf:
                 f"the path of a Leaf is a tuple of tokens, got {self.path!r}; write "
                 f"{tuple(self.path.split('/'))!r}"
             )
-        object.__setattr__(self, "path", tuple(self.path))
-        object.__setattr__(self, "shape", tuple(self.shape))
+        for name in ("path", "shape"):  # few are not tuples, and leaves are many
+            if type(getattr(self, name)) is not tuple:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.dtype, str | type):
             object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
 
@@ -223,6 +224,8 @@ def _tokens(key: Any) -> Path:
     """The tokens of one key of a pytree; a tuple is a path."""
     for attribute in ("key", "name", "idx"):
         value = getattr(key, attribute, None)
+        if isinstance(value, str) and "/" not in value:
+            return (value,)
         if value is not None:
             return path_of(value if isinstance(value, tuple) else (value,))
     return path_of((key,))
