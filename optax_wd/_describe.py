@@ -7,7 +7,7 @@ This is the intention. What an optimizer really does is measured by `assert_deca
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,7 @@ _LORA = ("lora_a", "lora_b")
 _EXAMPLES = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What is asked for one leaf.
 
     Attributes:
@@ -80,7 +79,7 @@ class Description:
         Returns:
           Text without trailing newline.
         """
-        facts = [tuple(vars(row).values())[1:] for row in self.rows]
+        facts = [row[1:] for row in self.rows]
         names = [_fold.printable(row.path) for row in self.rows]
         groups = [(name, [n]) for n, name in enumerate(names)]
         if fold:
@@ -97,7 +96,7 @@ class Description:
         """Everything, as plain data that `json.dumps` takes."""
         return {
             "mask": self.mask,
-            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "rows": [row._asdict() for row in self.rows],
             "decays": self._totals(True),
             "does_not_decay": self._totals(False),
             "warnings": list(self.warnings),

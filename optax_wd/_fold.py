@@ -18,15 +18,17 @@ def fold(rows: Sequence[tuple[str, Hashable]]) -> list[tuple[str, list[int]]]:
       which the groups first occur. Only a full grid of numbers is folded, so each
       folded name stands for exactly the names it seems to stand for.
     """
-    groups: dict[Hashable, list[tuple[int, list[str]]]] = {}
+    groups: dict[Hashable, list[tuple[int, tuple[str, ...]]]] = {}
     for n, (name, facts) in enumerate(rows):
-        parts = _NUMBER.split(name)  # texts at even positions, numbers at odd ones
-        groups.setdefault((tuple(parts[::2]), facts), []).append((n, parts))
+        parts = tuple(_NUMBER.split(name))  # texts at even positions, numbers at odd
+        groups.setdefault((parts[::2], facts), []).append((n, parts))
     folded = [entry for group in groups.values() for entry in _fold_group(group)]
     return sorted(folded, key=lambda entry: entry[1][0])
 
 
-def _fold_group(group: list[tuple[int, list[str]]]) -> list[tuple[str, list[int]]]:
+def _fold_group(
+    group: list[tuple[int, tuple[str, ...]]],
+) -> list[tuple[str, list[int]]]:
     first = group[0][1]
     columns = {c: {parts[c] for _, parts in group} for c in range(1, len(first), 2)}
     varying = [c for c, numbers in columns.items() if len(numbers) > 1]
@@ -35,12 +37,12 @@ def _fold_group(group: list[tuple[int, list[str]]]) -> list[tuple[str, list[int]
         grid *= len(columns[c])
     if not varying:  # the very same name
         return [("".join(parts), [n]) for n, parts in group]
-    if grid == len(group) == len({tuple(parts) for _, parts in group}):
+    if grid == len(group) == len({parts for _, parts in group}):
         parts = list(first)
         for c in varying:
             parts[c] = _braces(columns[c])
         return [("".join(parts), [n for n, _ in group])]
-    subgroups: dict[str, list[tuple[int, list[str]]]] = {}
+    subgroups: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
     for n, parts in group:
         subgroups.setdefault(parts[varying[0]], []).append((n, parts))
     return [entry for sub in subgroups.values() for entry in _fold_group(sub)]

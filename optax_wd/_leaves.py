@@ -22,7 +22,7 @@ import optax
 from optax_wd._typing import Path, PyTree, Shape
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Leaf:
     """One leaf of a parameter tree, as a rule sees it.
 
