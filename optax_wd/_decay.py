@@ -11,6 +11,7 @@ The place in the chain says what the decay is multiplied by; `after_learning_rat
 for the place where the signs are already turned.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -136,6 +137,7 @@ def decay_along(
     amount = check_amount(weight_decay)
     _masks.check_mask(mask)
     _masks.check_multiplier(multiplier)
+    method = _Method(direction, gate, mask, multiplier)
 
     def init(params: optax.Params) -> Any:
         count = jnp.zeros([], jnp.int32)
@@ -154,15 +156,8 @@ def decay_along(
         params = _required(params)
         rate = amount.at(state.decay_count)
         if not amount.is_zero:
-            leaves = _leaves.list_leaves(params)
-            factors = _masks.factors_of(mask, multiplier, params, leaves)
             memory = None if remember is None else state.memory
-
-            def step(factor: _masks.Factor, u: Any, s: Any, *arguments: Any) -> Any:
-                scale = rate, factor
-                return decayed(u, arguments, s, scale, direction, gate)
-
-            updates = _map_chosen(step, factors, updates, params, sign_of, memory)
+            updates = method.apply(updates, params, rate, sign_of, memory)
         new_state = DecayState(
             jnp.asarray(optax.safe_increment(state.decay_count)),
             jnp.asarray(rate, jnp.float32),
@@ -210,25 +205,38 @@ def _kept(remember: Remember) -> Callable[[Any], Any]:
     return keep
 
 
-def _map_chosen(
-    step: Callable[..., Any],
-    factors: list[_masks.Factor | None],
-    updates: optax.Updates,
-    params: optax.Params,
-    sign_of: optax.Updates | None,
-    memory: PyTree | None,
-) -> optax.Updates:
-    """Run `step` on the leaves that have a factor and an update; pass on the others."""
-    nodes, treedef = jax.tree.flatten(params, is_leaf=_leaves.is_hole)
-    columns = [treedef.flatten_up_to(updates), nodes]
-    columns += [treedef.flatten_up_to(memory)] if memory is not None else []
-    signs = columns[0] if sign_of is None else treedef.flatten_up_to(sign_of)
-    given = iter(factors)
-    results = []
-    for sign, update, *arguments in zip(signs, *columns, strict=True):
-        factor = None if _leaves.is_hole(arguments[0]) else next(given)
-        if factor is not None and is_inexact(update):
-            source = update if _leaves.is_hole(sign) else sign
-            update = step(factor, update, source, *arguments)
-        results.append(update)
-    return treedef.unflatten(results)
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    """What decays and how, everything but the rate."""
+
+    direction: Direction
+    gate: Gate | None
+    mask: Mask
+    multiplier: Multiplier | None
+
+    def apply(
+        self,
+        updates: optax.Updates,
+        params: optax.Params,
+        rate: float | jax.Array,
+        sign_of: optax.Updates | None,
+        memory: PyTree | None,
+    ) -> optax.Updates:
+        """Decay the leaves that have a factor and an update; pass on the others."""
+        leaves = _leaves.list_leaves(params)
+        factors = iter(_masks.factors_of(self.mask, self.multiplier, params, leaves))
+        nodes, treedef = jax.tree.flatten(params, is_leaf=_leaves.is_hole)
+        columns = [treedef.flatten_up_to(updates), nodes]
+        columns += [treedef.flatten_up_to(memory)] if memory is not None else []
+        signs = columns[0] if sign_of is None else treedef.flatten_up_to(sign_of)
+        results = []
+        for sign, update, *arguments in zip(signs, *columns, strict=True):
+            factor = None if _leaves.is_hole(arguments[0]) else next(factors)
+            if factor is not None and is_inexact(update):
+                source = update if _leaves.is_hole(sign) else sign
+                scale, inputs = (rate, factor), tuple(arguments)
+                update = decayed(
+                    update, inputs, source, scale, self.direction, self.gate
+                )
+            results.append(update)
+        return treedef.unflatten(results)

@@ -88,7 +88,10 @@ def test_init_evaluates_neither_mask_nor_multiplier() -> None:
         raise AssertionError("called")
 
     for decay in DECAYS.values():
-        decay(0.1, never, multiplier=never).init(tree())
+        tx = decay(0.1, never, multiplier=never)
+        assert tx.init(tree()).decay_count == 0
+        with pytest.raises(AssertionError, match="^called$"):
+            tx.update(tree(), tx.init(tree()), tree())
 
 
 # Memory

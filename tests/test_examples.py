@@ -264,10 +264,16 @@ def test_decay_that_does_not_happen_is_found_before_training(
         proof(small_settings(out=str(tmp_path)), text_file)
 
 
-def test_weight_decay_of_zero_is_proved_to_decay_nothing(
-    only_proof: None, text_file: Path, tmp_path: Path
+def test_what_was_measured_is_said(
+    only_proof: None,
+    text_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    proof(small_settings(out=str(tmp_path), weight_decay=0.0), text_file)
+    for rate, said in ((0.0, "nothing decays"), (0.5, "exactly these decay")):
+        folder = str(tmp_path / str(rate))
+        proof(small_settings(out=folder, weight_decay=rate), text_file)
+        assert f"measured: {said}\n" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------- wrong input

@@ -90,6 +90,7 @@ def test_every_python_block_runs(
     names = module("readme_block", monkeypatch)
     for block in chain:
         run(block, names)
+    assert names["wd"] is wd
 
 
 def test_there_are_python_blocks_and_they_use_the_package() -> None:
