@@ -502,10 +502,10 @@ def test_every_file_of_a_method_is_exported() -> None:
             "Args:",
             "Returns:",
             "Raises:",
-            "Example:\n      >>>",
+            "Example:\n  >>>",
             "Source: ",
         ):
-            assert section in str(method.__doc__), section
+            assert section in str(inspect.getdoc(method)), section
 
 
 FILES = {"optax_wd/_methods/huber.py", "tests/test_huber.py"}
