@@ -152,7 +152,6 @@ def decay_along(
         sign_of: optax.Updates | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        del extra_args
         params = _required(params)
         rate = amount.at(state.decay_count)
         if not amount.is_zero:
