@@ -114,6 +114,13 @@ def flat(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in pairs}
 
 
+def arrays(tree: Any) -> dict[str, Any]:
+    """The arrays by path, without what stands for absent ones."""
+    absent = optax.MaskedNode
+    pairs = flat(tree).items()
+    return {k: v for k, v in pairs if v is not None and not isinstance(v, absent)}
+
+
 def variables(tx: Any, updates: Any, params: Any, **extra: Any) -> list[Any]:
     """Of each leaf of the updates the variables of the jaxpr before and after `tx`."""
     state = tx.init(params)
