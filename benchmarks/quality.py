@@ -68,10 +68,10 @@ def make_optimizer(
         "none": optax.identity,
         "full": lambda: wd.masked_decay(amount, mask),
         "cautious": lambda: wd.cautious_weight_decay(amount, mask),
-        "random": lambda: wd.randomly_gated_weight_decay(
+        "random": lambda: wd.controls.randomly_gated_weight_decay(
             amount, mask, fraction=fraction, seed=0
         ),
-        "inverted": lambda: wd.inversely_gated_weight_decay(amount, mask),
+        "inverted": lambda: wd.controls.inversely_gated_weight_decay(amount, mask),
         "cautious+adamc": lambda: wd.cautious_weight_decay(
             lambda step: amount * corrected(step), mask
         ),

@@ -114,7 +114,9 @@ def make_optimizer(arm: str) -> optax.GradientTransformation:
         "none": optax.identity(),
         "full": wd.masked_decay(amount, mask),
         "cautious": wd.cautious_weight_decay(amount, mask),
-        "random": wd.randomly_gated_weight_decay(amount, mask, fraction=0.5, seed=0),
+        "random": wd.controls.randomly_gated_weight_decay(
+            amount, mask, fraction=0.5, seed=0
+        ),
     }
     return wd.adamw(LEARNING_RATE, decays[arm], b2=0.98)
 

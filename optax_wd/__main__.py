@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import optax_wd as wd
-from optax_wd import _files, _fold
+from optax_wd._see.files import files as _files
+from optax_wd._tree import fold as _fold
 
 _RECIPES = [name for name, _ in inspect.getmembers(wd.recipes, inspect.isfunction)]
 _CHECKPOINT = (

@@ -8,15 +8,19 @@ in the name of the function.
 
 import math
 
-from optax_wd._amounts import check_positive
-from optax_wd._timescales import at_equal_timescale as at_equal_timescale
-from optax_wd._timescales import best_fraction as best_fraction
-from optax_wd._timescales import decoupled_from_epochs as decoupled_from_epochs
-from optax_wd._timescales import decoupled_from_fraction as decoupled_from_fraction
-from optax_wd._timescales import decoupled_from_steps as decoupled_from_steps
-from optax_wd._timescales import epochs_from_decoupled as epochs_from_decoupled
-from optax_wd._timescales import fraction_from_decoupled as fraction_from_decoupled
-from optax_wd._timescales import steps_from_decoupled as steps_from_decoupled
+from optax_wd._amount.amounts import check_positive
+from optax_wd._amount.timescales import at_equal_timescale as at_equal_timescale
+from optax_wd._amount.timescales import best_fraction as best_fraction
+from optax_wd._amount.timescales import decoupled_from_epochs as decoupled_from_epochs
+from optax_wd._amount.timescales import (
+    decoupled_from_fraction as decoupled_from_fraction,
+)
+from optax_wd._amount.timescales import decoupled_from_steps as decoupled_from_steps
+from optax_wd._amount.timescales import epochs_from_decoupled as epochs_from_decoupled
+from optax_wd._amount.timescales import (
+    fraction_from_decoupled as fraction_from_decoupled,
+)
+from optax_wd._amount.timescales import steps_from_decoupled as steps_from_decoupled
 
 
 def independent_from_decoupled(weight_decay: float, peak_learning_rate: float) -> float:

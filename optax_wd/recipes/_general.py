@@ -3,10 +3,10 @@
 
 from collections.abc import Sequence
 
-from optax_wd._atoms import everything, optional
-from optax_wd._names import regex
-from optax_wd._owners import owned_by
-from optax_wd._rules import Rule, check_rule
+from optax_wd._where.atoms import everything, optional
+from optax_wd._where.names import regex
+from optax_wd._where.owners import owned_by
+from optax_wd._where.rules import Rule, check_rule
 from optax_wd.recipes._parts import listed, search, substrings
 
 # The types in the source, then what Flax calls the same.

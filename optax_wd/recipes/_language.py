@@ -3,11 +3,11 @@
 
 from collections.abc import Sequence
 
-from optax_wd._atoms import everything, min_ndim, optional
-from optax_wd._names import contains, regex
-from optax_wd._owners import owned_by
-from optax_wd._rules import Rule, Stacked, check_rule
-from optax_wd._values import Table
+from optax_wd._where.atoms import everything, min_ndim, optional
+from optax_wd._where.names import contains, regex
+from optax_wd._where.owners import owned_by
+from optax_wd._where.rules import Rule, Stacked, check_rule
+from optax_wd._where.values import Table
 from optax_wd.recipes._parts import globs, listed, not_vectors, search, substrings
 
 _LAYER_NORM = optional(owned_by("LayerNorm"))

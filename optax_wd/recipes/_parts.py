@@ -8,9 +8,9 @@ import fnmatch
 import re
 import reprlib
 
-from optax_wd._atoms import min_ndim, optional
-from optax_wd._names import regex
-from optax_wd._rules import Rule, Stacked
+from optax_wd._where.atoms import min_ndim, optional
+from optax_wd._where.names import regex
+from optax_wd._where.rules import Rule, Stacked
 
 _STAR_OR_SET = re.compile(r"(\*|\[!?\]?[^]]*\])")
 _FLAGS = re.compile(r"((?:\(\?[aimsux]+\))?)(.*)", re.DOTALL)

@@ -3,8 +3,8 @@
 
 from collections.abc import Sequence
 
-from optax_wd._atoms import min_ndim
-from optax_wd._rules import Rule, Stacked
+from optax_wd._where.atoms import min_ndim
+from optax_wd._where.rules import Rule, Stacked
 from optax_wd.recipes._parts import globs, listed, not_vectors, substrings
 
 

@@ -4,10 +4,10 @@
 import math
 from collections.abc import Sequence
 
-from optax_wd._atoms import min_ndim, optional
-from optax_wd._names import regex
-from optax_wd._rules import Rule, Stacked
-from optax_wd._values import BoolTable, Table
+from optax_wd._where.atoms import min_ndim, optional
+from optax_wd._where.names import regex
+from optax_wd._where.rules import Rule, Stacked
+from optax_wd._where.values import BoolTable, Table
 from optax_wd.recipes._parts import globs, listed, substrings
 
 _KERNELS = ((".*/kernel", 1.0),)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wrote the files beside it, with version 0.1: states after a few steps.
 
-    PYTHONPATH=tests python tests/data/states/0.1/make.py FOLDER
+    PYTHONPATH=tests/shared python tests/data/states/0.1/make.py FOLDER
 
 `run.msgpack` has of each optimizer the state, the parameters beside it and those after
 one more step, and what `reference` computed then. `states.safetensors` and the Orbax

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SEE: what is asked for, what happens, and what happened while training."""

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which arrays a checkpoint on disk holds: names, shapes and dtypes, never weights.
+
+Files of safetensors, NumPy `.npz` and Flax msgpack are told apart by what they contain.
+Folders are shards of safetensors, or Orbax, which reads its own metadata.
+"""
+
+import collections
+import contextlib
+import os
+import pathlib
+import re
+import reprlib
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from optax_wd._see.files.headers import (
+    MAX_HEADER,
+    CheckpointError,
+    Found,
+    Source,
+    add,
+    flat_path,
+    parse_json,
+    spec,
+)
+from optax_wd._see.files.msgpack import read_msgpack
+from optax_wd._see.files.npz import PICKLE, read_npz
+from optax_wd._see.files.safetensors import read_safetensors
+from optax_wd._tree import leaves as _leaves
+
+_INDEX = ".safetensors.index.json"
+_ITEM = "_METADATA"  # a file that Orbax leaves beside every tree
+_MAX_SHARDS = 1000
+_READS = "read are safetensors, .npz, Flax msgpack and folders of Orbax"
+
+_HDF5 = b"\x89HDF"  # which could be a map of nine
+_MAP = re.compile(rb"[\x80-\x8f\xde\xdf]")
+_PICKLED = re.compile(rb"\x80[\x02-\x05]")
+_PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib")
+_BY_ENDING = {
+    ".safetensors": read_safetensors,
+    ".npz": read_npz,
+    ".msgpack": read_msgpack,
+}
+
+
+def read(path: str | os.PathLike[str]) -> Found:
+    """The arrays of a checkpoint, by path: a tree that `describe` takes.
+
+    Args:
+      path: a file; an index of shards or the folder that holds it; or a folder of
+        Orbax: an item, a step with one item, or a root, of which the last step is read.
+
+    Returns:
+      Shapes and dtypes by path, `a/b/kernel`, in the order of the file. The `value` in
+      which a saved `nnx.State` ends is left out.
+
+    Raises:
+      CheckpointError: if there is no sound checkpoint, with the file and the reason.
+      OSError: if the file cannot be opened.
+    """
+    if not os.fspath(path):
+        raise CheckpointError("the path of the checkpoint is empty")
+    path = pathlib.Path(path)
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        found = _read_folder(path)
+    elif stat.S_ISREG(mode):
+        found = _read_file(path)
+    else:  # to open a pipe would wait for its other end
+        raise CheckpointError(f"{path}: this is neither a file nor a folder")
+    if not found:
+        raise CheckpointError(f"{path}: the checkpoint holds no arrays")
+    return _without_value(found)
+
+
+def _read_file(path: pathlib.Path) -> Found:
+    with open(path, "rb") as file:
+        head = file.read(16)
+    with _about(path):
+        reader = _reader_of(head, path.name)
+    return _read_shards(path) if reader is None else _read_with(reader, path)
+
+
+def _reader_of(head: bytes, name: str) -> Callable[[Source], Found] | None:
+    """What reads a file that begins so; None for an index of shards."""
+    ending = pathlib.PurePath(name).suffix.lower()
+    # A header of less than a terabyte, then JSON. The length may look like a pickle.
+    if head[8:9] == b"{" and not any(head[5:8]):
+        return read_safetensors
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return read_npz
+    if _PICKLED.match(head):
+        raise CheckpointError(PICKLE)
+    if ending in _BY_ENDING:
+        return _BY_ENDING[ending]
+    if head.lstrip().startswith(b"{"):
+        return None
+    if _MAP.match(head) and not head.startswith(_HDF5):
+        return read_msgpack
+    if ending in _PICKLES:
+        raise CheckpointError(PICKLE)
+    begins = f"begins with {head!r}" if head else "is empty"
+    raise CheckpointError(f"the file {begins}; {_READS}")
+
+
+@contextlib.contextmanager
+def _about(path: pathlib.Path) -> Iterator[None]:
+    """Errors name the file. zipfile and Orbax raise whatever bad content leads to."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:
+        told = f"{type(error).__name__}: {str(error)[:200]}"
+        raise CheckpointError(f"{path}: this cannot be read: {told}") from None
+
+
+def _read_with(reader: Callable[[Source], Found], path: pathlib.Path) -> Found:
+    with open(path, "rb") as file, _about(path):
+        return reader(Source(file))
+
+
+def _without_value(found: Found) -> Found:
+    """Paths without the `value` of an `nnx.State`, which stands alone in its node."""
+    nodes = collections.Counter(
+        "/".join(prefix)
+        for path in found
+        for prefix in _leaves.prefixes(tuple(path.split("/")[:-1]))
+    )
+    return {
+        node if name == "value" and node and nodes[node] == 1 else path: leaf
+        for path, leaf in found.items()
+        for node, _, name in [path.rpartition("/")]
+    }
+
+
+# ---------------------------------------------------------------------------- shards
+
+
+def _read_shards(index: pathlib.Path) -> Found:
+    """The arrays that an index of safetensors lists, each from the file it names."""
+    with open(index, "rb") as file, _about(index):
+        shards = _shards(Source(file))
+    found: Found = {}
+    total = 0
+    for shard, names in shards.items():
+        path = index.parent / shard
+        if not path.is_file():
+            raise CheckpointError(f"{index}: the shard {shard!r} is not in the folder")
+        with open(path, "rb") as file, _about(path):
+            source = Source(file)
+            part = read_safetensors(source)
+            total += source.position
+            if total > MAX_HEADER:
+                raise CheckpointError(f"headers up to here exceed {MAX_HEADER} bytes")
+            for name in names:
+                if name not in part:
+                    raise CheckpointError(f"there is no {reprlib.repr(name)} in it")
+                add(found, name, part[name])
+    return found
+
+
+def _shards(source: Source) -> dict[str, list[str]]:
+    """Files, and the paths of the arrays that each should hold."""
+    if source.size > MAX_HEADER:
+        raise CheckpointError(f"the index has more than {MAX_HEADER} bytes")
+    index = parse_json(source.read(source.size, "the index"), "the index")
+    shards: dict[str, list[str]] = {}
+    weights = index.get("weight_map")
+    if not isinstance(weights, dict):
+        raise CheckpointError("the file has no weight_map, so it is no index of shards")
+    for name, shard in weights.items():
+        # Nothing outside of the folder is opened, on any system.
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\0]+", shard):
+            raise CheckpointError(
+                f"the shard {reprlib.repr(shard)} is no name of a file in this folder"
+            )
+        shards.setdefault(shard, []).append(flat_path(name))
+    if len(shards) > _MAX_SHARDS:
+        raise CheckpointError(f"the index names more than {_MAX_SHARDS} shards")
+    return shards
+
+
+# --------------------------------------------------------------------------- folders
+
+
+def _read_folder(folder: pathlib.Path) -> Found:
+    names = sorted(os.listdir(folder))
+    if _ITEM in names:
+        return _read_orbax(folder)
+    for ending in (_INDEX, ".safetensors"):
+        files = [name for name in names if name.endswith(ending)]
+        if files:
+            return _read_file(folder / _only(folder, files))
+    items = _items(folder)
+    steps = [name for name in names if re.fullmatch(r"(.*_)?[0-9]{1,18}", name)]
+    if not items and steps:
+        folder /= max(steps, key=lambda name: int(name.rpartition("_")[2]))
+        items = _items(folder)
+    if not items:
+        raise CheckpointError(f"{folder}: the folder holds no checkpoint; {_READS}")
+    return _read_orbax(folder / _only(folder, items))
+
+
+def _only(folder: pathlib.Path, names: list[str]) -> str:
+    if len(names) > 1:
+        raise CheckpointError(
+            f"{folder}: the folder holds {len(names)} checkpoints; name one of "
+            f"{', '.join(map(repr, names[:5]))}"
+        )
+    return names[0]
+
+
+def _items(step: pathlib.Path) -> list[str]:
+    """The items in a step of Orbax that are trees."""
+    if not step.is_dir():
+        return []
+    return sorted(x.name for x in step.iterdir() if (x / _ITEM).is_file())
+
+
+def _read_orbax(folder: pathlib.Path) -> Found:
+    with _about(folder):
+        for file in (folder / _ITEM, *(folder / "array_metadatas").glob("*")):
+            if file.stat().st_size > MAX_HEADER:
+                raise CheckpointError(f"{file.name} has more than {MAX_HEADER} bytes")
+        try:
+            from orbax import checkpoint
+        except ImportError:
+            raise CheckpointError(
+                "to read a folder of Orbax, install orbax-checkpoint"
+            ) from None
+        handler: Any = checkpoint.PyTreeCheckpointHandler()
+        found: Found = {}
+        tree = handler.metadata(folder.absolute()).tree
+        for path, facts in _leaves.leaves_with_paths(tree):
+            shape, dtype = getattr(facts, "shape", None), getattr(facts, "dtype", None)
+            if shape is not None and dtype is not None:  # text has neither
+                name = "/".join(path)
+                add(found, name, spec(name, shape, str(dtype)))
+        return found
