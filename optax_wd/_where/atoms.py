@@ -2,6 +2,7 @@
 """Rules that need no names: everything, nothing, by rank, by your own predicate."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, final
 
@@ -14,10 +15,15 @@ from optax_wd._where.rules import (
     Stacked,
     check_rule,
     check_stacked,
-    documented,
     inner_shape,
     stacked_repr,
 )
+
+
+def documented(rule: Rule, text: str) -> Rule:
+    """The rule with a text of its own, which `help` shows instead of its class's."""
+    object.__setattr__(rule, "__doc__", inspect.cleandoc(text))
+    return rule
 
 
 @final

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from optax_wd._tree import leaves as _leaves
 from optax_wd._tree.leaves import Leaf
 from optax_wd._tree.typing import Path, Shape
+from optax_wd._where.atoms import documented
 from optax_wd._where.owners import asks_the_model
 from optax_wd._where.rules import (
     LeafFunction,
     Rule,
     check_rule,
-    documented,
     inner_shape,
 )
 from optax_wd._where.standard import standard

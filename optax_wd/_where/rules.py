@@ -9,7 +9,6 @@ pytree itself, and it never looks at the values of parameters.
 
 import abc
 import dataclasses
-import inspect
 import numbers
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias, final
@@ -295,9 +294,3 @@ class _Not(Rule):
 
     def __repr__(self) -> str:
         return f"~{_operand(self.rule)}"
-
-
-def documented(rule: Rule, text: str) -> Rule:
-    """The rule with a text of its own, which `help` shows instead of its class's."""
-    object.__setattr__(rule, "__doc__", inspect.cleandoc(text))
-    return rule

@@ -11,13 +11,13 @@ import dataclasses
 from typing import final
 
 from optax_wd._tree.leaves import Leaf
+from optax_wd._where.atoms import documented
 from optax_wd._where.names import contains
 from optax_wd._where.rules import (
     NameRule,
     Rule,
     Stacked,
     check_stacked,
-    documented,
     inner_shape,
     stacked_repr,
 )

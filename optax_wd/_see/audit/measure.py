@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from optax_wd._see.audit import coupling as _coupling
 from optax_wd._see.audit import kinds as _kinds
 from optax_wd._see.audit import probes as _probes
-from optax_wd._see.audit.kinds import Pushed, Still
 from optax_wd._see.audit.probes import Prober
 from optax_wd._tree.leaves import Leaf
 from optax_wd._tree.typing import PyTree
@@ -21,9 +20,9 @@ class Found:
     """What is known of one leaf so far."""
 
     leaf: Leaf
-    still: Still
+    still: _kinds.Still
     target: str
-    pushed: Pushed | None = None
+    pushed: _kinds.Pushed | None = None
     kind: str = _kinds.UNKNOWN
     shrink: float = math.nan
     open: float = math.nan
@@ -32,12 +31,9 @@ class Found:
 
     @property
     def precision(self) -> float:
-        return _precision(self.leaf)
-
-
-def _precision(leaf: Leaf) -> float:
-    """The roundoff of what is measured, which is in float32 at best."""
-    return max(float(jnp.finfo(dtype).eps) for dtype in (leaf.dtype, jnp.float32))
+        """The roundoff of what is measured, which is in float32 at best."""
+        kinds = self.leaf.dtype, jnp.float32
+        return max(float(jnp.finfo(dtype).eps) for dtype in kinds)
 
 
 def measured(asked: Prober, leaves: list[Leaf]) -> dict[int, Found]:
@@ -95,8 +91,9 @@ def _still(
         start, here, there = (point[n] for point in points)
         given = tuple(column[n] for column in columns)
         measured = _kinds.still(start, (here, there), given)
-        still = Still(*map(float, jax.device_get(measured)))
-        found[n] = Found(leaf, still, _kinds.target_of(still, _precision(leaf)))
+        still = _kinds.Still(*map(float, jax.device_get(measured)))
+        found[n] = Found(leaf, still, _kinds.UNKNOWN)
+        found[n].target = _kinds.target_of(still, found[n].precision)
     return found
 
 
@@ -122,7 +119,7 @@ def _push(
         )
         *numbers, fits = measured
         first, second = ((float(rate), float(rest)) for rate, rest in fits)
-        one.pushed = Pushed(*[float(x) for x in numbers], fits=(first, second))
+        one.pushed = _kinds.Pushed(*[float(x) for x in numbers], fits=(first, second))
         one.kind, one.shrink, one.open = _kinds.kind_of(
             one.still, one.pushed, one.target, one.precision, floor * one.precision
         )
