@@ -518,3 +518,18 @@ def test_undecayed_leaves_are_not_read_for_the_decay() -> None:
     chain = written_out(optax.identity(), wd.masked_decay(0.1, wd.nothing), 1e-3)
     mine, optaxs = cost(chain), cost(optax.sgd(1e-3))
     assert abs(mine[0] - optaxs[0]) < SCALARS
+
+
+@pytest.mark.parametrize(
+    "name", "adamw nadamw sgdw lion novograd fadam muon normuon".split()
+)
+def test_the_keywords_of_optax_are_answered_with_what_to_write(name: str) -> None:
+    chain: Any = getattr(wd, name)
+    right = rf"write {name}\(learning_rate, masked_decay\(0.1, mask\)\)$"
+    with pytest.raises(TypeError, match=rf"^{name} takes a decay, got mask; {right}"):
+        chain(1e-3, mask=wd.standard)
+    given = {"weight_decay": 0.1, "mask": wd.standard}
+    with pytest.raises(TypeError, match=f"got mask and weight_decay; {right}"):
+        chain(1e-3, **given)
+    with pytest.raises(TypeError, match="missing 1 required .* 'decay'"):
+        chain(1e-3)

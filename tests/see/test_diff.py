@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import optax_wd as wd
+from optax_wd._see.diff import Difference
 
 
 def blocks(layers: int, width: int = 4) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def described(mask: Any, params: Any = None, **options: Any) -> wd.Description:
 
 def test_a_report_does_not_differ_from_itself() -> None:
     found = wd.diff(described(wd.standard), described(wd.standard))
-    assert not found and isinstance(found, wd.Difference)
+    assert not found and isinstance(found, Difference)
     assert str(found) == "no difference"
     assert found._repr_html_() == "<pre>no difference</pre>"
     assert found.to_dict() == {"added": [], "removed": [], "changed": []}

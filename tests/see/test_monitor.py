@@ -17,11 +17,13 @@ from forms import NNXBlock
 from helpers import assert_same, noise, once, small_tree, tree
 
 import optax_wd as wd
+from optax_wd._see.monitor.metrics import Metrics
+from optax_wd._see.monitor.monitor import MetricsState
 
 KERNELS = wd.named("kernel")
 RATE, DECAY = 0.125, 0.5
 LABELS = wd.first_match((wd.contains("mlp"), "mlp"), default="rest")
-FIELDS = wd.Metrics._fields[1:]
+FIELDS = Metrics._fields[1:]
 
 
 def watched(tx: Any, every: int = 1, groups: Any = None) -> Any:
@@ -346,10 +348,10 @@ def test_state_holds_scalars_and_has_one_structure() -> None:
     assert jax.tree.map(lambda x: (x.shape, x.dtype), first) == jax.tree.map(
         lambda x: (x.shape, x.dtype), second
     )
-    assert isinstance(first, wd.MetricsState)
+    assert isinstance(first, MetricsState)
     assert first._fields == ("metrics_count", "metrics", "inner")
     for group in first.metrics.values():
-        assert isinstance(group, wd.Metrics)
+        assert isinstance(group, Metrics)
         assert [x.shape for x in group] == [()] * len(group)
         assert [x.dtype.name for x in group] == ["int32"] + ["float32"] * len(FIELDS)
 
@@ -386,7 +388,7 @@ def test_it_runs_inside_scan() -> None:
     again, step = tx.init(params), stepper(tx)
     for grads in gradients:
         params, again = step(params, again, grads)
-    for field in wd.Metrics._fields:
+    for field in Metrics._fields:
         expected = pytest.approx(wd.metrics(again)["mlp"][field], rel=1e-5)
         assert wd.metrics(state)["mlp"][field] == expected
     assert wd.metrics(state)["mlp"]["measured_step"] == 4
@@ -519,7 +521,7 @@ def test_metrics_are_python_numbers_by_group() -> None:
     found = wd.metrics(tx.init(tree()))
     assert set(found) == {"all", "a/b", "metrics", "c"}
     for fields in found.values():
-        assert tuple(fields) == wd.Metrics._fields
+        assert tuple(fields) == Metrics._fields
         assert [type(v) for v in fields.values()] == [int, *[float] * len(FIELDS)]
     assert json.loads(json.dumps(found))["all"] == pytest.approx(
         found["all"], nan_ok=True

@@ -53,9 +53,9 @@ def in_chain(decay: Any) -> optax.GradientTransformation:
 def given(tx: optax.GradientTransformation, **trees: Callable[[Any], Any]) -> Any:
     """An optimizer whose `update` is given something made of each gradient."""
 
-    def update(updates: Any, state: Any, p: Any = None, **extra: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         made = {name: jax.tree.map(f, updates) for name, f in trees.items()}
-        return inner.update(updates, state, p, **(extra | made))
+        return inner.update(updates, state, params, **(extra | made))
 
     inner = optax.with_extra_args_support(tx)
     return optax.GradientTransformationExtraArgs(inner.init, update)

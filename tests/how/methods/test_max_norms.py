@@ -94,7 +94,7 @@ def test_bfloat16_and_complex_stay_what_they_are() -> None:
 def test_its_state_counts_and_holds_no_norms() -> None:
     params = tree()
     _, state = run(wd.max_norms(1.0), params, noise(params, 2))
-    assert isinstance(state, wd.NormsState)
+    assert type(state).__name__ == "NormsState"
     assert state.norms_count == 2 and state.norms == ()
 
 
