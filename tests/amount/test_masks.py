@@ -858,7 +858,8 @@ LAYERS: Any = {"blocks": {"kernel": jnp.ones((2, 3, 4))}, "head": {"bias": jnp.o
 
 
 def test_everything_that_takes_stacked_axes_is_asked_below() -> None:
-    public = {k: given for k, given in vars(wd).items() if inspect.isfunction(given)}
+    surface = vars(wd) | vars(wd.controls)
+    public = {k: given for k, given in surface.items() if inspect.isfunction(given)}
     takes = {k for k in public if "stacked" in inspect.signature(public[k]).parameters}
     assert takes - {"describe_matrices"} == STACKED.keys()  # it warns, below
 

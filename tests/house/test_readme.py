@@ -289,7 +289,8 @@ def test_methods_and_chains_are_found() -> None:
 def test_every_name_on_the_page_on_choosing_exists() -> None:
     mentioned = re.findall(r"\bwd\.(?:conversions\.)?([A-Za-z_]\w*)", CHOOSING)
     spelled = re.findall(r"`([a-z0-9_]+)[`(]", CHOOSING)
-    known = {*vars(wd), *vars(wd.conversions), "grad", "multiplier", "chain"}
+    known = {*vars(wd), *vars(wd.conversions), *vars(wd.controls)}
+    known |= {"grad", "multiplier", "chain"}
     assert [name for name in (*mentioned, *spelled) if name not in known] == []
     assert "adamw" in mentioned and "keep_norms" in spelled
 

@@ -16,7 +16,15 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
-from helpers import DECAYS, assert_same, largest_difference, noise, small_tree, tree
+from helpers import (
+    DECAYS,
+    assert_same,
+    largest_difference,
+    noise,
+    public,
+    small_tree,
+    tree,
+)
 
 import optax_wd as wd
 
@@ -423,7 +431,7 @@ RATES = {"weight_decay", "learning_rate"}
 
 def injectable(name: str) -> tuple[Any, dict[str, Any]]:
     """A public method and its arguments by name, defaults among them."""
-    made = getattr(wd, name)
+    made = public(name)
     taken = inspect.signature(made).parameters.values()
     return made, {p.name: NEEDED.get(p.name, p.default) for p in taken}
 

@@ -133,6 +133,11 @@ def variables(tx: Any, updates: Any, params: Any, **extra: Any) -> list[Any]:
     return list(zip(traced.invars, traced.outvars, strict=False))
 
 
+def public(name: str) -> Any:
+    """A public function by its name, at the top or among the controls."""
+    return getattr(wd, name, None) or getattr(wd.controls, name)
+
+
 def label(value: Any) -> str:
     """The repr of a test's parameter, without the addresses that differ by process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -19,6 +19,7 @@ from helpers import (
     largest_difference,
     noise,
     once,
+    public,
     tree,
     with_grad,
 )
@@ -107,7 +108,7 @@ NEEDS = {
 def test_micro_batches_give_what_comes_with_the_last_and_docstrings_say_so(
     name: str,
 ) -> None:
-    text = " ".join(str(getattr(wd, name).__doc__).split())
+    text = " ".join(str(public(name).__doc__).split())
     assert re.search(r"`optax\.MultiSteps` [^.]*last micro-batch: pass the ", text)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
