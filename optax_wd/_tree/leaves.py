@@ -194,6 +194,22 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 
+def refuse_count(tree: PyTree, what: str) -> None:
+    """Refuse the number of a step, which Optax gives to functions under injection."""
+    dtype, shape = getattr(tree, "dtype", None), getattr(tree, "shape", None)
+    if isinstance(tree, numbers.Number) or (
+        shape == () and dtype is not None and jnp.issubdtype(dtype, jnp.integer)
+    ):
+        raise TypeError(
+            "got a step count, expected a parameter tree; under "
+            "optax.inject_hyperparams every argument that is a rule or a function is "
+            "static (mask, multiplier, stacked, gate, matrices, folds): pass "
+            f'static_args="{what}", or for a decay of optax_wd '
+            'static_args=("mask", "multiplier"); into muon inject the learning rate '
+            "alone, by a function of it that makes the optimizer"
+        )
+
+
 def path_of(keys: Iterable[Any]) -> Path:
     """The tokens of keys, each of which may hold a path itself: `Dense_0/kernel/scale`.
 

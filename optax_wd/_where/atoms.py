@@ -127,6 +127,9 @@ class _Optional(Rule):
     def reason(self, leaf: Leaf) -> str:
         return self.rule.reason(leaf)
 
+    def unsure(self, leaf: Leaf) -> bool:
+        return self.rule.unsure(leaf)
+
     def written(self) -> tuple[NameRule, ...]:
         return ()
 

@@ -9,12 +9,10 @@ pytree itself, and it never looks at the values of parameters.
 
 import abc
 import dataclasses
-import numbers
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeAlias, final
+from typing import Any, ClassVar, NoReturn, TypeAlias, final
 
 import jax
-import jax.numpy as jnp
 
 from optax_wd._tree import leaves as _leaves
 from optax_wd._tree.leaves import Leaf
@@ -31,6 +29,11 @@ class LeafFunction(abc.ABC):
     @abc.abstractmethod
     def reason(self, leaf: Leaf) -> str:
         """Which clause decides about a leaf, in a few words."""
+
+    def unsure(self, leaf: Leaf) -> bool:
+        """Whether the answer rests on shape alone, or on a name that may mislead."""
+        del leaf
+        return False
 
     def written(self) -> "tuple[NameRule, ...]":
         """The names and patterns inside; each has to match some leaf."""
@@ -66,7 +69,7 @@ class LeafFunction(abc.ABC):
           ValueError: if the tree is one array without a path, or if a name or pattern
             matches no leaf of a complete tree.
         """
-        _refuse_count(tree, "mask" if isinstance(self, Rule) else "multiplier")
+        _leaves.refuse_count(tree, "mask" if isinstance(self, Rule) else "multiplier")
         leaves = _leaves.list_leaves(tree)
         complete = not _leaves.has_holes(tree)
         check_leaves(self, leaves, complete=complete)
@@ -205,21 +208,6 @@ def stacked_repr(stacked: tuple[tuple[Rule, int], ...]) -> str:
     return repr(stacked)
 
 
-def _refuse_count(tree: PyTree, what: str) -> None:
-    dtype, shape = getattr(tree, "dtype", None), getattr(tree, "shape", None)
-    if isinstance(tree, numbers.Number) or (
-        shape == () and dtype is not None and jnp.issubdtype(dtype, jnp.integer)
-    ):
-        raise TypeError(
-            "got a step count, expected a parameter tree; under "
-            "optax.inject_hyperparams every argument that is a rule or a function is "
-            "static (mask, multiplier, stacked, gate, matrices, folds): pass "
-            f'static_args="{what}", or for a decay of optax_wd '
-            'static_args=("mask", "multiplier"); into muon inject the learning rate '
-            "alone, by a function of it that makes the optimizer"
-        )
-
-
 def _flat(kind: "type[_Combined]", *rules: object) -> tuple[Rule, ...]:
     parts: list[Rule] = []
     for rule in rules:
@@ -235,6 +223,7 @@ def _operand(rule: Rule) -> str:
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Combined(Rule):
     rules: tuple[Rule, ...]
+    decisive: ClassVar[bool]  # the answer for which one rule is enough
 
     def written(self) -> tuple[NameRule, ...]:
         return tuple(part for rule in self.rules for part in rule.written())
@@ -242,21 +231,30 @@ class _Combined(Rule):
     def needs_path(self) -> bool:
         return any(rule.needs_path() for rule in self.rules)
 
-    def _reasons(self, leaf: Leaf, decisive: bool) -> str:
-        """Of the first rule that is enough for the answer, or else of all."""
-        enough = [rule for rule in self.rules if rule.matches(leaf) is decisive]
+    def unsure(self, leaf: Leaf) -> bool:
+        """Whether every rule that is enough for the answer is unsure, or else any."""
+        if enough := self._enough(leaf):
+            return all(rule.unsure(leaf) for rule in enough)
+        return any(rule.unsure(leaf) for rule in self.rules)
+
+    def reason(self, leaf: Leaf) -> str:
+        """Of the first rule that is enough for the answer, a sure one, or else all."""
+        enough = sorted(self._enough(leaf), key=lambda rule: rule.unsure(leaf))
         reasons = [rule.reason(leaf) for rule in enough[:1] or self.rules]
         return "; ".join(dict.fromkeys(reasons))
+
+    def _enough(self, leaf: Leaf) -> list[Rule]:
+        """The rules whose answer, of one alone, is the answer of all together."""
+        return [rule for rule in self.rules if rule.matches(leaf) is self.decisive]
 
 
 @final
 @dataclasses.dataclass(frozen=True, repr=False)
 class _And(_Combined):
+    decisive = False
+
     def matches(self, leaf: Leaf) -> bool:
         return all(rule.matches(leaf) for rule in self.rules)
-
-    def reason(self, leaf: Leaf) -> str:
-        return self._reasons(leaf, decisive=False)
 
     def __repr__(self) -> str:
         return " & ".join(map(_operand, self.rules))
@@ -265,11 +263,10 @@ class _And(_Combined):
 @final
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Or(_Combined):
+    decisive = True
+
     def matches(self, leaf: Leaf) -> bool:
         return any(rule.matches(leaf) for rule in self.rules)
-
-    def reason(self, leaf: Leaf) -> str:
-        return self._reasons(leaf, decisive=True)
 
     def __repr__(self) -> str:
         return " | ".join(map(_operand, self.rules))
@@ -285,6 +282,9 @@ class _Not(Rule):
 
     def reason(self, leaf: Leaf) -> str:
         return self.rule.reason(leaf)
+
+    def unsure(self, leaf: Leaf) -> bool:
+        return self.rule.unsure(leaf)
 
     def written(self) -> tuple[NameRule, ...]:
         return self.rule.written()

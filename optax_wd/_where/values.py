@@ -53,6 +53,12 @@ class Table(LeafFunction):
         n = self.row(leaf)
         return "default" if n is None else repr(self.rows[n][0])
 
+    def unsure(self, leaf: Leaf) -> bool:
+        """Whether a row that was asked before there was an answer is unsure."""
+        n = self.row(leaf)
+        asked = self.rows if n is None else self.rows[: n + 1]
+        return any(rule.unsure(leaf) for rule, _ in asked)
+
     def written(self) -> tuple[NameRule, ...]:
         """The names and patterns of all rows; each has to match some leaf."""
         return tuple(part for rule, _ in self.rows for part in rule.written())
@@ -84,6 +90,10 @@ class BoolTable(Rule):
     def reason(self, leaf: Leaf) -> str:
         """The rule of the row that decides about a leaf, or `default`."""
         return self.table.reason(leaf)
+
+    def unsure(self, leaf: Leaf) -> bool:
+        """Whether a row that was asked before there was an answer is unsure."""
+        return self.table.unsure(leaf)
 
     def written(self) -> tuple[NameRule, ...]:
         """The names and patterns of all rows; each has to match some leaf."""
