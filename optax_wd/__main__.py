@@ -162,7 +162,7 @@ def _coloured(text: str) -> str:
     """The text, with colours if a terminal shows it and nobody minds."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
-    text = re.sub(r"(?<=  )yes(?=  )", f"{_GREEN}yes{_PLAIN}", text)
+    text = re.sub(r"(?<=  )(yes\??)(?=  )", rf"{_GREEN}\1{_PLAIN}", text)
     return re.sub(r"(?m)^warning:", f"{_YELLOW}warning:{_PLAIN}", text)
 
 

@@ -153,6 +153,7 @@ def _row(
         multiplier=multiplier,
         shrink=shrink,
         because=_because(leaf, factor, mask),
+        unsure=leaf.is_inexact and isinstance(mask, LeafFunction) and mask.unsure(leaf),
     )
 
 

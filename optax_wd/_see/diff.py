@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from optax_wd._tree import fold as _fold
 
 # The clause of a rule is no fact about the weights, and the size follows the shape.
-_NOT_COMPARED = ("path", "because", "size")
+_NOT_COMPARED = ("path", "because", "size", "unsure")
 
 
 class Change(NamedTuple):

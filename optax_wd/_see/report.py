@@ -27,6 +27,8 @@ class Row(NamedTuple):
         or the least and the largest of an array; None if the leaf does not decay, or no
         `weight_decay` was given.
       because: the clause of the mask that decides.
+      unsure: whether that clause goes by shape alone, or by a name that may mislead.
+        The table marks it with a question mark.
     """
 
     path: str
@@ -37,6 +39,7 @@ class Row(NamedTuple):
     multiplier: Range | None
     shrink: Range | None
     because: str
+    unsure: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +59,21 @@ class Description:
     warnings: tuple[str, ...]
 
     def summary(self) -> str:
-        """Two lines: how many tensors and parameters decay, and how many do not."""
-        lines = []
-        for title, decays in (("decays", True), ("does not decay", False)):
-            part, whole = self._totals(decays), self._totals(None)
-            counts = (f"{part[key]:,} of {whole[key]:,} {key}" for key in whole)
-            lines.append((title, *counts))
+        """How many tensors and parameters decay, do not, and are marked as unsure."""
+        parts = [
+            ("decays", [row for row in self.rows if row.decays]),
+            ("does not decay", [row for row in self.rows if not row.decays]),
+        ]
+        if unsure := [row for row in self.rows if row.unsure]:
+            parts.append(("unsure, marked ?", unsure))
+        whole = _totals(self.rows)
+        lines = [
+            (
+                title,
+                *(f"{n:,} of {whole[key]:,} {key}" for key, n in _totals(rows).items()),
+            )
+            for title, rows in parts
+        ]
         return _fold.align(lines, right=(1, 2))
 
     def table(self, *, fold: bool = True) -> str:
@@ -100,14 +112,11 @@ class Description:
             "mask": self.mask,
             "amount": self.amount,
             "rows": [row._asdict() for row in self.rows],
-            "decays": self._totals(True),
-            "does_not_decay": self._totals(False),
+            "decays": _totals([row for row in self.rows if row.decays]),
+            "does_not_decay": _totals([row for row in self.rows if not row.decays]),
+            "unsure": _totals([row for row in self.rows if row.unsure]),
             "warnings": list(self.warnings),
         }
-
-    def _totals(self, decays: bool | None) -> dict[str, int]:
-        sizes = [row.size for row in self.rows if decays in (None, row.decays)]
-        return {"tensors": len(sizes), "parameters": sum(sizes)}
 
     def _head(self) -> list[str]:
         lines = [f"mask: {self.mask}"]
@@ -127,6 +136,10 @@ class Description:
         return f"<pre>{html.escape(head)}</pre>{table}<pre>{html.escape(tail)}</pre>"
 
 
+def _totals(rows: Sequence[Row]) -> dict[str, int]:
+    return {"tensors": len(rows), "parameters": sum(row.size for row in rows)}
+
+
 _HEAD = (
     *("leaf", "shape", "dtype", "parameters", "decays"),
     *("factor", "shrink", "because"),
@@ -138,7 +151,9 @@ def _groups(names: list[str], rows: Sequence[Row]) -> list[tuple[str, list[int]]
 
     Layers whose factors rise or fall steadily with their numbers make one line too.
     """
-    facts = [(row.shape, row.dtype, row.decays, row.because) for row in rows]
+    facts = [
+        (row.shape, row.dtype, row.decays, row.unsure, row.because) for row in rows
+    ]
     groups = []
     for name, where in _fold.fold(list(zip(names, facts, strict=True))):
         if _is_steady([rows[n].multiplier for n in _fold.by_number(where, names)]):
@@ -161,7 +176,7 @@ def _cells(name: str, rows: list[Row]) -> tuple[str, ...]:
     row = rows[0]
     return (
         *(name, str(row.shape), row.dtype, f"{row.size * len(rows):,}"),
-        "yes" if row.decays else "no",
+        ("yes" if row.decays else "no") + "?" * row.unsure,
         _ends([row.multiplier for row in rows]),
         _ends([row.shrink for row in rows]),
         _fold.printable(row.because),

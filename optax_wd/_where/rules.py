@@ -233,9 +233,9 @@ class _Combined(Rule):
 
     def unsure(self, leaf: Leaf) -> bool:
         """Whether every rule that is enough for the answer is unsure, or else any."""
-        if enough := self._enough(leaf):
-            return all(rule.unsure(leaf) for rule in enough)
-        return any(rule.unsure(leaf) for rule in self.rules)
+        if not any(rule.unsure(leaf) for rule in self.rules):
+            return False
+        return all(rule.unsure(leaf) for rule in self._enough(leaf))
 
     def reason(self, leaf: Leaf) -> str:
         """Of the first rule that is enough for the answer, a sure one, or else all."""

@@ -52,6 +52,7 @@ def test_a_row_says_all_about_one_leaf_in_the_order_of_the_tree() -> None:
             None,
             None,
             "standard: named 'bias'",
+            False,
         ),
         (
             "block_0/attn/kernel",
@@ -62,6 +63,7 @@ def test_a_row_says_all_about_one_leaf_in_the_order_of_the_tree() -> None:
             1.0,
             None,
             "standard: ndim 2",
+            False,
         ),
         (
             "block_0/norm/scale",
@@ -72,12 +74,23 @@ def test_a_row_says_all_about_one_leaf_in_the_order_of_the_tree() -> None:
             None,
             None,
             "standard: named 'scale'",
+            False,
         ),
-        ("head/kernel", (4, 10), "float32", 40, True, 1.0, None, "standard: ndim 2"),
-        ("step", (), "int32", 1, False, None, None, "int32 is not inexact"),
+        (
+            "head/kernel",
+            (4, 10),
+            "float32",
+            40,
+            True,
+            1.0,
+            None,
+            "standard: ndim 2",
+            False,
+        ),
+        ("step", (), "int32", 1, False, None, None, "int32 is not inexact", False),
     ]
     fields = list(rows[0]._fields)
-    assert fields == "path shape dtype size decays multiplier shrink because".split()
+    assert fields == "path shape dtype size decays multiplier shrink because unsure".split()
 
 
 def test_the_clause_that_decides_is_named() -> None:
@@ -230,7 +243,7 @@ def test_the_dict_is_plain_data_with_everything_in_it() -> None:
     description = wd.describe(wd.everything, model(2), multiplier=factors)
     data = json.loads(json.dumps(description.to_dict()))
     assert set(data) == {
-        *("mask", "amount", "rows", "decays", "does_not_decay", "warnings")
+        *("mask", "amount", "rows", "decays", "does_not_decay", "unsure", "warnings")
     }
     assert data["amount"] == ""
     assert data["mask"] == "everything"
@@ -246,6 +259,7 @@ def test_the_dict_is_plain_data_with_everything_in_it() -> None:
         "multiplier": 0.5,
         "shrink": None,
         "because": "everything",
+        "unsure": False,
     }
 
 

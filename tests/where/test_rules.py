@@ -480,3 +480,47 @@ def test_optax_takes_a_rule_as_a_mask_and_a_table_as_labels(form: str) -> None:
         updates = helpers.once(tx, zeros, params)
         decays = {k: bool(u.any()) for k, u in forms.answers(updates).items()}
         assert decays == forms.WEIGHTS
+
+
+class Unsure(wd.Rule):
+    """A rule of tests that is unsure about leaves whose name has a question mark."""
+
+    def matches(self, leaf: wd.Leaf) -> bool:
+        return leaf.name.startswith("yes")
+
+    def reason(self, leaf: wd.Leaf) -> str:
+        return "unsure" if self.unsure(leaf) else "sure"
+
+    def unsure(self, leaf: wd.Leaf) -> bool:
+        return "?" in leaf.name
+
+
+UNSURE, NAMED_A = Unsure(), wd.contains("a")
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "unsure"),
+    [
+        (UNSURE, ("yes?",), True),
+        (UNSURE, ("yes",), False),
+        (~UNSURE, ("yes?",), True),
+        (wd.optional(UNSURE), ("no?",), True),
+        (UNSURE & NAMED_A, ("a", "yes?"), True),
+        (UNSURE & NAMED_A, ("yes?",), False),  # a sure no is enough
+        (UNSURE & NAMED_A, ("a", "no?"), True),
+        (UNSURE & NAMED_A, ("no?",), False),
+        (UNSURE | NAMED_A, ("yes?",), True),
+        (UNSURE | NAMED_A, ("a", "yes?"), False),  # a sure yes is enough
+        (UNSURE | NAMED_A, ("no?",), True),
+        (wd.first_match((NAMED_A, True), (UNSURE, False), default=True), ("a?",), True),
+        (wd.first_match((NAMED_A, 2.0), (UNSURE, 1.0), default=0.0), ("no?",), True),
+        (wd.first_match((NAMED_A, 2.0), (UNSURE, 1.0)), ("a", "no?"), False),
+    ],
+)
+def test_an_answer_is_unsure_where_no_sure_part_decides(
+    rule: Any, path: tuple[str, ...], unsure: bool
+) -> None:
+    leaf = wd.Leaf(path, (2, 3), "float32")
+    assert rule.unsure(leaf) is unsure
+    if isinstance(rule, wd.Rule) and not unsure and rule is not UNSURE:
+        assert "unsure" not in rule.reason(leaf)
