@@ -120,9 +120,8 @@ def flowjax():
 
 def qwix():
     """A small model to which LoRA is applied."""
-    from qwix import LoraProvider, apply_lora_to_model
-
     from flax import nnx
+    from qwix import LoraProvider, apply_lora_to_model
 
     class Net(nnx.Module):
         def __init__(self, rngs):
@@ -141,10 +140,9 @@ def qwix():
 
 def jimm():
     """Vision models whose layers are stacked; they ask for a mesh."""
+    from flax.nnx import Rngs
     from jimm.models.clip import CLIP
     from jimm.models.dinov2 import DINOv2Model as Dino
-
-    from flax.nnx import Rngs
 
     dino = {"img_size": 32, "patch_size": 16, "hidden_size": 64, "mlp_dim": 64}
     dino |= {"num_layers": 2, "num_heads": 2}
@@ -158,10 +156,9 @@ def language():
     """attnax, nano-moe-jax and e1jax."""
     from attnax import TransformerConfig, TransformerDecoder
     from e1jax import E1
+    from flax.nnx import Rngs
     from nano_moe.config import NanoMoEConfig
     from nano_moe.model import NanoMoE
-
-    from flax.nnx import Rngs
 
     sizes = {"vocab_size": 100, "d_model": 16, "num_heads": 2, "num_layers": 2}
     config = TransformerConfig(**sizes, d_ff=32, dropout_rate=0.0, max_len=32)
@@ -223,12 +220,11 @@ def networks():
     """Bijx, jaxkan, flowMC, ott-jax, brax and surjectors."""
     from bijx.nn.nets import ConvNet, ResNet
     from brax.training.agents.ppo.networks import make_ppo_networks
+    from flax import nnx
     from flowMC.resource.model.nf_model.rqSpline import MaskedCouplingRQSpline
     from jaxkan.models.KAN import KAN
     from ott.neural.networks.icnn import ICNN
     from surjectors.nn import MADE
-
-    from flax import nnx
 
     net = nnx_params(lambda: ResNet(4, 4, width=8, depth=2, rngs=nnx.Rngs(0)))
     conv = nnx_params(lambda: ConvNet(1, 2, rngs=nnx.Rngs(0)))

@@ -536,8 +536,8 @@ def missing(method: str, files: Iterable[str], texts: dict[str, str]) -> Iterato
     contract = keys_of(texts["tests/how/test_contract.py"], "METHODS")
     if decays and method not in contract:
         yield f"{method} is no key of METHODS in tests/how/test_contract.py"
-    if not re.search(rf"^\| `{method}` \|", texts["README.md"], re.MULTILINE):
-        yield f"{method} has no row in the table of README.md"
+    if not re.search(rf"^\| `{method}` \|", texts["docs/methods.md"], re.MULTILINE):
+        yield f"{method} has no row in the table of docs/methods.md"
     if f"`{method}`" not in texts["CHANGELOG.md"]:
         yield f"{method} has no line in CHANGELOG.md"
 
@@ -545,7 +545,7 @@ def missing(method: str, files: Iterable[str], texts: dict[str, str]) -> Iterato
 def test_every_method_has_file_test_contract_row_and_line() -> None:
     paths = [*PACKAGE.rglob("*.py"), *users()]
     files = {path.relative_to(ROOT).as_posix() for path in paths}
-    names = ("tests/how/test_contract.py", "README.md", "CHANGELOG.md")
+    names = ("tests/how/test_contract.py", "docs/methods.md", "CHANGELOG.md")
     texts = {name: read(ROOT / name) for name in names}
     assert methods()
     assert [m for method in methods() for m in missing(method, files, texts)] == []
@@ -575,7 +575,7 @@ def test_every_file_of_a_method_is_exported() -> None:
 FILES = {"optax_wd/_how/methods/huber.py", "tests/how/methods/test_huber.py"}
 TEXTS = {
     "tests/how/test_contract.py": 'METHODS: dict = {"huber_weight_decay": 1}',
-    "README.md": "# A\n| `huber_weight_decay` | rule |\n",
+    "docs/methods.md": "# A\n| `huber_weight_decay` | rule |\n",
     "CHANGELOG.md": "* `huber_weight_decay`\n",
 }
 

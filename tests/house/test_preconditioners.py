@@ -12,7 +12,7 @@ import optax
 import pytest
 from helpers import ROOT, noise, run
 from helpers import quick_compiles as quick_compiles
-from test_readme import blocks
+from pages import blocks
 
 import optax_wd as wd
 
@@ -96,7 +96,7 @@ def test_every_block_of_the_pages_runs_and_its_claims_hold(block: str) -> None:
 
 
 def test_there_are_blocks_and_names_and_files_exist() -> None:
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 9
     for text in PAGES.values():
         mentioned = re.findall(r"\bwd\.([A-Za-z_]\w*)", text)
         assert mentioned and [name for name in mentioned if not hasattr(wd, name)] == []

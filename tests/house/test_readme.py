@@ -6,76 +6,37 @@ A python block runs in a namespace of its own, unless its first line is the comm
 doctests. Tables and output that are copied into it are those that are measured.
 """
 
-import doctest
 import inspect
 import math
 import pathlib
 import re
 import sys
 import types
-from typing import Any, NamedTuple
+from typing import Any
 
 import helpers
 import jax.numpy as jnp
 import optax
 import pytest
 from helpers import ROOT
+from pages import (
+    PAGES,
+    Block,
+    blocks,
+    chains,
+    columns_of,
+    lines_of,
+    rows_of,
+    run,
+    without,
+)
 from test_coupling import ROWS
 
 import optax_wd as wd
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = PAGES["README.md"]
 # What .ci/run looks for, each in exactly one line of the README.
 TRAIN, TEST = r"^python3 -m venv .*examples/lm.py$", r"^python3 -m venv .*-m pytest"
-
-
-class Block(NamedTuple):
-    """One fenced block: its language, its text, the line of its first character."""
-
-    language: str
-    text: str
-    line: int
-
-
-def blocks(text: str, language: str) -> list[Block]:
-    """All fenced blocks of a language, in order."""
-    found, opened = [], None
-    for number, line in enumerate(text.split("\n"), start=1):
-        fence = re.match(r"(`{3,})\s*(\w*)", line)
-        if opened is None and fence:
-            opened = fence[1], fence[2], number + 1, []
-        elif opened is not None and line.strip() == opened[0]:
-            found.append(Block(opened[1], "\n".join(opened[3]) + "\n", opened[2]))
-            opened = None
-        elif opened is not None:
-            opened[3].append(line)
-    assert opened is None, f"the block of line {opened} is not closed"
-    return [block for block in found if block.language == language]
-
-
-def chains(found: list[Block]) -> list[list[Block]]:
-    """Blocks that go on from one another, together."""
-    together: list[list[Block]] = []
-    for block in found:
-        if block.text.startswith("# continues") and together:
-            together[-1].append(block)
-        else:
-            together.append([block])
-    return together
-
-
-def run(block: Block, names: dict[str, Any]) -> None:
-    """Runs a block, as a doctest if it is one, with the line numbers of the README."""
-    if not re.search("^>>> ", block.text, re.MULTILINE):
-        exec(compile("\n" * (block.line - 1) + block.text, "README.md", "exec"), names)
-        return
-    told: list[str] = []
-    parse = doctest.DocTestParser().get_doctest
-    test = parse(block.text, names, "README.md", "README.md", block.line - 1)
-    runner = doctest.DocTestRunner(optionflags=0)
-    result = runner.run(test, out=told.append, clear_globs=False)
-    assert result.failed == 0, "".join(told)
-    names.update(test.globs)
 
 
 def module(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -85,78 +46,97 @@ def module(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return vars(made)
 
 
-def lines_of(table: str) -> list[list[str]]:
-    """The lines of a printed table as cells, which two or more spaces set apart."""
-    return [re.split(" {2,}", line.strip()) for line in table.strip().split("\n")]
+# Their blocks have a test of their own, which gives them what they leave out.
+ELSEWHERE = {"docs/preconditioners.md", "docs/muon.md"}
+PYTHON = {
+    page: chains(blocks(text, "python"))
+    for page, text in PAGES.items()
+    if page not in ELSEWHERE
+}
+CASES = [(page, n) for page, found in PYTHON.items() for n in range(len(found))]
 
 
-def without(columns: tuple[str, ...], table: str) -> list[list[str]]:
-    """All lines; of a table, whose head starts with `leaf`, without these columns."""
-    lines = lines_of(table)
-    first = next((n for n, line in enumerate(lines) if line[0] == "leaf"), None)
-    if first is None:
-        return lines
-    left_out = [lines[first].index(column) for column in columns]
-    return [
-        [cell for n, cell in enumerate(line) if n not in left_out]
-        for line in lines[first:]
-    ]
-
-
-PYTHON = chains(blocks(TEXT, "python"))
-
-
-def shown_behind(number: int) -> list[Block]:
+def shown_behind(page: str, number: int) -> list[Block]:
     """The blocks of text between a chain of python blocks and the next one."""
-    start = PYTHON[number][-1].line
-    end = [*(chain[0].line for chain in PYTHON[number + 1 :]), math.inf][0]
-    return [block for block in blocks(TEXT, "text") if start < block.line < end]
+    found = PYTHON[page]
+    start = found[number][-1].line
+    end = [*(chain[0].line for chain in found[number + 1 :]), math.inf][0]
+    return [block for block in blocks(PAGES[page], "text") if start < block.line < end]
 
 
 @pytest.mark.parametrize(
-    "number", range(len(PYTHON)), ids=[f"line {c[0].line}" for c in PYTHON]
+    ("page", "number"),
+    CASES,
+    ids=[f"{p} line {PYTHON[p][n][0].line}" for p, n in CASES],
 )
 def test_every_python_block_runs_and_prints_what_is_shown_behind_it(
+    page: str,
     number: int,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names = module("readme_block", monkeypatch)
-    for block in PYTHON[number]:
-        run(block, names)
+    names = module("page_block", monkeypatch)
+    for block in PYTHON[page][number]:
+        run(block, names, page)
     assert names["wd"] is wd
     printed = capsys.readouterr().out
-    for shown in shown_behind(number):
+    for shown in shown_behind(page, number):
         table = without(("dtype", "because"), printed)
         assert [line for line in lines_of(shown.text) if line not in table] == []
 
 
-def test_the_fine_tuning_recipe_shows_a_part_of_what_it_prints() -> None:
-    shown = {n: found for n in range(len(PYTHON)) if (found := shown_behind(n))}
-    ((number, (text,)), (_, (other,))) = shown.items()
-    assert "changed dense/kernel: kind decoupled -> cautious" in other.text
-    heads = [line for line in TEXT.split("\n")[: text.line] if line.startswith("## ")]
-    assert heads[-1] == "## A fine-tuning recipe, end to end"
-    assert "recipes.mae_finetune()" in PYTHON[number][-1].text
-    assert len(lines_of(text.text)) > 3 and lines_of(text.text)[0][0] == "leaf"
+def test_the_readme_is_one_screen() -> None:
+    assert len(TEXT.split("\n")) <= 250
+
+
+def test_the_pages_show_parts_of_what_they_print() -> None:
+    shown = {case: found for case in CASES if (found := shown_behind(*case))}
+    by_page = {page: texts for (page, _), texts in shown.items()}
+    (changes,) = by_page["docs/instruments.md"]
+    assert "changed dense/kernel: kind decoupled -> cautious" in changes.text
+    (table,) = by_page["docs/fine_tuning.md"]
+    assert PAGES["docs/fine_tuning.md"].startswith("# A fine-tuning recipe, end to end")
+    assert "recipes.mae_finetune()" in PYTHON["docs/fine_tuning.md"][-1][-1].text
+    assert len(lines_of(table.text)) > 3 and lines_of(table.text)[0][0] == "leaf"
+    assert set(by_page) == {"README.md", "docs/instruments.md", "docs/fine_tuning.md"}
 
 
 def test_there_are_python_blocks_and_they_use_the_package() -> None:
-    assert len(PYTHON) >= 1
-    assert any("import optax_wd as wd" in chain[0].text for chain in PYTHON)
+    assert len(CASES) >= 18
+    assert any(
+        "import optax_wd as wd" in chain[0].text for chain in PYTHON["README.md"]
+    )
 
 
-def test_every_name_of_the_package_that_is_mentioned_exists() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_of_the_package_that_is_mentioned_exists(page: str) -> None:
+    mentioned = re.findall(r"\bwd\.(?:controls\.)?([A-Za-z_]\w*)", PAGES[page])
+    known = {*vars(wd), *vars(wd.controls)}
+    assert [name for name in mentioned if name not in known] == []
+
+
+def test_names_of_the_package_are_mentioned() -> None:
     mentioned = set(re.findall(r"\bwd\.([A-Za-z_]\w*)", TEXT))
     assert "adamw" in mentioned and len(mentioned) > 5
-    assert [name for name in mentioned if not hasattr(wd, name)] == []
 
 
-def test_files_that_are_linked_exist() -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", TEXT)
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_linked_exist(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", PAGES[page])
+    folder = (ROOT / page).parent
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    links = set(re.findall(r"\]\((docs/\w+\.md)\)", TEXT))
+    assert links == set(PAGES) - {"README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_names_a_private_path(page: str) -> None:
+    assert re.findall(r"optax_wd[./]_\w+", PAGES[page]) == []
 
 
 def test_each_of_the_two_commands_is_the_last_line_of_a_bash_block() -> None:
@@ -183,34 +163,17 @@ def test_the_gate_runs_these_two_commands() -> None:
 # ----------------------------------------------------- tables say what is measured
 
 
-def rows_of(header: str, text: str) -> list[str]:
-    """The lines of the table in Markdown whose first line starts with `header`."""
-    lines = text.split("\n")
-    starts = [n for n, line in enumerate(lines) if line.startswith(header)]
-    assert len(starts) == 1, f"{len(starts)} tables start with {header!r}"
-    rest = lines[starts[0] :]
-    ends = [n for n, line in enumerate(rest) if not line.startswith("|")]
-    return rest[: ends[0]]
-
-
-def columns_of(header: str, text: str) -> list[dict[str, str]]:
-    """The rows of that table, by the names of its columns."""
-    split = [
-        [cell.strip() for cell in row.strip("|").split("|")]
-        for row in rows_of(header, text)
-    ]
-    return [dict(zip(split[0], row, strict=True)) for row in split[2:]]
-
-
 def test_the_table_of_recipes_is_the_one_that_is_measured() -> None:
     measured = (ROOT / "benchmarks" / "recipes.md").read_text(encoding="utf-8")
     rows = rows_of("| recipe |", measured)
     assert len(rows) > 20
-    for shown, row in zip(rows_of("| recipe |", TEXT), rows, strict=True):
+    for shown, row in zip(
+        rows_of("| recipe |", PAGES["docs/recipes.md"]), rows, strict=True
+    ):
         assert shown == row
 
 
-COUPLING = columns_of("| place |", TEXT)
+COUPLING = columns_of("| place |", PAGES["docs/placement.md"])
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -260,7 +223,7 @@ def test_of_eight_places_seven_have_a_shrink() -> None:
 
 # ------------------------------------------------------- which decay should I use?
 
-CHOOSING = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+CHOOSING = PAGES["docs/choosing.md"]
 
 
 def ready_chains() -> list[str]:
@@ -273,7 +236,9 @@ def ready_chains() -> list[str]:
     ]
 
 
-METHODS = [row["name"].strip("`") for row in columns_of("| name |", TEXT)]
+METHODS = [
+    row["name"].strip("`") for row in columns_of("| name |", PAGES["docs/methods.md"])
+]
 
 
 @pytest.mark.parametrize("name", [*METHODS, *ready_chains(), "alpha_decay_factors"])
@@ -293,12 +258,6 @@ def test_every_name_on_the_page_on_choosing_exists() -> None:
     known |= {"grad", "multiplier", "chain"}
     assert [name for name in (*mentioned, *spelled) if name not in known] == []
     assert "adamw" in mentioned and "keep_norms" in spelled
-
-
-def test_files_that_the_page_on_choosing_links_exist() -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", CHOOSING)
-    assert links
-    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
 
 
 @pytest.mark.parametrize("name", ["anchored_weight_decay", "muon", "chain"])
@@ -405,7 +364,8 @@ def test_columns_are_left_out_of_printed_tables() -> None:
 
 
 def test_every_method_has_a_row_with_its_rule_shrink_use_and_source() -> None:
-    lines = [line for line in TEXT.split("\n") if line.startswith("| `")]
+    text = PAGES["docs/methods.md"]
+    lines = [line for line in text.split("\n") if line.startswith("| `")]
     rows = {line.split("`")[1]: line.strip("| ").split(" | ") for line in lines}
     ends = "_weight_decay", "_norms"
     methods = {name for name in dir(wd) if name.endswith(ends) and name[0] != "_"}

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import ROOT
-from test_readme import columns_of
+from pages import columns_of
 
 import optax_wd as wd
 

@@ -90,7 +90,10 @@ def test_a_row_says_all_about_one_leaf_in_the_order_of_the_tree() -> None:
         ("step", (), "int32", 1, False, None, None, "int32 is not inexact", False),
     ]
     fields = list(rows[0]._fields)
-    assert fields == "path shape dtype size decays multiplier shrink because unsure".split()
+    assert (
+        fields
+        == "path shape dtype size decays multiplier shrink because unsure".split()
+    )
 
 
 def test_the_clause_that_decides_is_named() -> None:

@@ -145,4 +145,3 @@ def _row(framework: str, found: list[Model]) -> tuple[str, ...]:
     wrong = (f"{one.wrong:,} in {len(one.models):,}" for one in scores.values())
     counts = len(found), len(answers), len(kinds), marked
     return (framework, *(f"{count:,}" for count in counts), *wrong)
-
