@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names, shapes and dtypes of the zoo models that come from installable packages.
 
 Prints a JSON object per model, with ``null`` for every answer: roles and decays are

@@ -125,12 +125,13 @@ def test_micro_batches_give_what_comes_with_the_last_and_docstrings_say_so(
     assert found == [0.0, 2.0]
 
 
-def test_the_three_loops_of_the_readme_hand_the_gradient_on() -> None:
+def test_the_three_loops_of_the_pages_hand_the_gradient_on() -> None:
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     (grads,) = noise(params, 1)
     tx: Any = wd.adamw(0.1, wd.controls.gradient_gated_weight_decay(0.5))
-    text = (ROOT / "README.md").read_text("utf-8")
+    pages = "README.md", "docs/loops.md"
+    text = "".join((ROOT / page).read_text("utf-8") for page in pages)
 
     plain = "tx.update(grads, opt_state, params, grad=grads)"
     assert f"`{plain}`" in text
