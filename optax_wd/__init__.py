@@ -29,6 +29,7 @@ from optax_wd._where.standard import standard as standard
 from optax_wd._where.standard import standard_with as standard_with
 from optax_wd._text.parse import parse_rule as parse_rule
 from optax_wd import recipes as recipes
+from optax_wd import roles as roles
 
 # HOW MUCH
 from optax_wd import conversions as conversions

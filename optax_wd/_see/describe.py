@@ -20,12 +20,11 @@ from optax_wd._tree import leaves as _leaves
 from optax_wd._tree.leaves import Leaf
 from optax_wd._tree.typing import Mask, Multiplier, PyTree
 from optax_wd._where import modules as _modules
+from optax_wd._where.roles import verdict
 from optax_wd._where.rules import LeafFunction, unmatched
-from optax_wd._where.standard import LAST_TOKENS
 from optax_wd._where.values import BoolTable, Table
 
-_BIAS_LIKE = LAST_TOKENS - {"embedding", "input_embedding"}
-_LORA = ("lora_a", "lora_b")
+_SMALL = ("bias", "scale", "factor")  # roles that no decay is for
 _EXAMPLES = 3
 
 
@@ -226,7 +225,7 @@ def _warn_of_leaves(pairs: list[tuple[Leaf, Any]]) -> Iterator[str]:
 
 
 def _lora_of(leaves: list[Leaf]) -> list[Leaf]:
-    return [x for x in leaves if set(_LORA) & {t.casefold() for t in x.path}]
+    return [leaf for leaf in leaves if verdict(leaf).role == "lora"]
 
 
 def _base_of(decayed: list[Leaf]) -> str:
@@ -242,8 +241,7 @@ def _base_of(decayed: list[Leaf]) -> str:
 
 
 def _is_bias_like(leaf: Leaf) -> bool:
-    name = leaf.name.casefold()
-    return name in _BIAS_LIKE or name.endswith("_bias")
+    return verdict(leaf).role in _SMALL
 
 
 def _warn_of_names(given: Any, leaves: list[Leaf]) -> Iterator[str]:

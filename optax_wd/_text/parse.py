@@ -7,30 +7,16 @@ means anything. Errors point at the piece of the text that they are about.
 """
 
 import ast
-import difflib
-import inspect
 import re
-import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from optax_wd import recipes
+from optax_wd._text.known import CALLS, ROLES, RULES, SATISFIES, advice, recipes_by_name
 from optax_wd._text.pointed import pointed
-from optax_wd._where.atoms import everything, min_ndim, nothing, optional
-from optax_wd._where.matrices import matrices
-from optax_wd._where.names import contains, named, path, regex
-from optax_wd._where.owners import declared, owned_by
+from optax_wd._where.owners import owned_by
 from optax_wd._where.rules import Rule
-from optax_wd._where.standard import standard, standard_with
-from optax_wd._where.values import first_match
-
-_RULES = {repr(rule): rule for rule in (everything, nothing, standard, matrices)}
-_CALLABLE = (optional, min_ndim, named, contains, path, regex, standard_with, owned_by)
-_CALLS: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (*_CALLABLE, declared, first_match)
-}
 
 _MAX_LENGTH = 100_000  # characters; hostile text of this length is refused in 0.2 s
 _MAX_DEPTH = 100  # levels of calls, brackets and operators; a row of `&` is one level
@@ -39,15 +25,13 @@ _MAX_DEPTH = 100  # levels of calls, brackets and operators; a row of `&` is one
 # numbers of very many digits.
 _UNREADABLE = re.compile("[\0\ud800-\udfff]|[0-9][0-9_]{400,}")
 
-_SATISFIES = "satisfies holds a function, which no text can; make the rule in Python"
-
 
 def parse_rule(text: str) -> Rule:
     r"""Read a rule from text, such as a line of a YAML file or of a command.
 
     Nothing in the text is ever evaluated. It is written as in Python:
 
-        rule    everything, nothing, standard, matrices
+        rule    everything, nothing, standard, matrices, or a role: roles.bias
                 rule & rule, rule | rule, ~rule, (rule)
                 call(value, ..., name=value, ...)
         call    optional, min_ndim, named, contains, path, regex, standard_with,
@@ -148,7 +132,7 @@ def _syntax_error(text: str, error: SyntaxError) -> str:
     end = max(start + 1, (error.end_offset or 0) - 1)
     sentence = f"this does not parse: {error.msg}"
     if "satisfies(<" in text:  # as such a rule prints
-        sentence = _SATISFIES
+        sentence = SATISFIES
     elif number > 1:
         sentence += "; a rule of several lines stands in parentheses"
     return pointed(sentence, text, number, (start, end))
@@ -167,8 +151,10 @@ def _value(node: ast.expr, depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise _Refused(f"this is more than {_MAX_DEPTH} levels deep", node)
     match node:
-        case ast.Name(id=name) if name in _RULES:
-            return _RULES[name]
+        case ast.Name(id=name) if name in RULES:
+            return RULES[name]
+        case ast.Attribute(value=ast.Name(id="roles"), attr=name) if name in ROLES:
+            return ROLES[name]
         case ast.Call():
             return _called(node, depth)
         case ast.BinOp():
@@ -187,7 +173,7 @@ def _value(node: ast.expr, depth: int) -> Any:
             return tuple(_value(element, depth + 1) for element in node.elts)
         case ast.List():
             return [_value(element, depth + 1) for element in node.elts]
-    raise _Refused(_advice(node), node)
+    raise _Refused(advice(node), node)
 
 
 def _joined(node: ast.BinOp, depth: int) -> Rule:
@@ -242,59 +228,12 @@ def _culprit(node: ast.Call, error: str) -> ast.expr | ast.keyword:
 def _function(node: ast.expr) -> Callable[..., Any]:
     """The function that the name in front of parentheses stands for."""
     match node:
-        case ast.Name(id=name) if name in _CALLS:
-            return _CALLS[name]
-        case ast.Name(id=name) if name in _RULES:
+        case ast.Name(id=name) if name in CALLS:
+            return CALLS[name]
+        case ast.Name(id=name) if name in RULES:
             raise _Refused(f"{name} is a rule; write it without parentheses", node)
         case ast.Attribute(value=ast.Name(id="recipes"), attr=name) if (
-            name in _recipes()
+            name in recipes_by_name()
         ):
-            return _recipes()[name]
-    raise _Refused(_advice(node), node)
-
-
-def _recipes() -> dict[str, Callable[..., Any]]:
-    """The public functions of the recipes, and nothing that these import."""
-    members = inspect.getmembers(recipes, inspect.isfunction)
-    own = f"{recipes.__name__}."
-    return {n: f for n, f in members if n[0] != "_" and f.__module__.startswith(own)}
-
-
-def _advice(node: ast.expr) -> str:
-    """What to write instead of a piece that means nothing in a rule."""
-    match node:
-        case ast.Name(id="satisfies"):
-            return _SATISFIES
-        case ast.Name(id="recipes"):
-            return f"write recipes.NAME(...), where NAME is {' or '.join(_recipes())}"
-        case ast.Name(id=name) if name in _CALLS:
-            return f"{name} is a function; write {name}(...) with its arguments"
-        case ast.Name(id=name) if name in _recipes():
-            return f"write recipes.{name}(...), with the prefix"
-        case ast.Name(id=name):
-            return _unknown("name", name, [*_RULES, *_CALLS, "True", "False", "None"])
-        case ast.Attribute(
-            value=ast.Name(id=prefix) | ast.Attribute(value=ast.Name(id=prefix))
-        ) if prefix in ("wd", "optax_wd"):
-            return f"write it without the prefix `{prefix}.`"
-        case ast.Attribute(value=ast.Name(id="recipes"), attr=name):
-            if name not in _recipes():
-                return _unknown("recipe", name, _recipes())
-            return f"recipes.{name} is a function; write recipes.{name}()"
-        case ast.BoolOp() | ast.UnaryOp(ast.Not()):
-            return "combine rules with `&`, `|`, `~`, not `and`, `or`, `not`"
-    return (
-        "this means nothing in a rule; write names such as standard, calls such as "
-        "named('bias'), and `&`, `|`, `~`"
-    )
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    near = [one for one in known if one.startswith(name)]
-    near = near or difflib.get_close_matches(name, known, n=1)
-    hint = f"known are {', '.join(known)}"
-    if near:
-        hint = f"the nearest is {' or '.join(map(repr, near))}"
-    elif kind == "name":
-        hint += f"; a name in the model is quoted, {reprlib.repr(name)}"
-    return f"unknown {kind} {reprlib.repr(name)}; {hint}"
+            return recipes_by_name()[name]
+    raise _Refused(advice(node), node)

@@ -6,8 +6,6 @@ and without output layers, which do better under Adam. The names live in this fi
 """
 
 import dataclasses
-import fnmatch
-import re
 from typing import Any, final
 
 import jax
@@ -17,37 +15,21 @@ from optax_wd._tree import leaves as _leaves
 from optax_wd._tree.leaves import Leaf
 from optax_wd._tree.typing import Path, Shape
 from optax_wd._where.atoms import documented
+from optax_wd._where.lexicon import OUTERMOST, OUTPUTS, Kind
 from optax_wd._where.owners import asks_the_model
+from optax_wd._where.roles import verdict
 from optax_wd._where.rules import (
     LeafFunction,
     Rule,
     check_rule,
     inner_shape,
 )
-from optax_wd._where.standard import standard
+from optax_wd._where.standard import DECAYING
+from optax_wd._where.standard_0_1 import OldMatrices
 from optax_wd._where.values import Table
-
-# Any token of the path, compared case-folded, as globs. T5 calls its table `shared`,
-# which elsewhere names layers: see `_placed`.
-EMBEDDINGS = (
-    "emb embed embed_* *_embed embedder embedding embeddings embedding_* *_embedding "
-    "*_embeddings wte wpe tok_emb* token_emb* word_emb* pos_emb* position_emb*"
-).split()
-HEADS = (
-    "head heads *_head head_dist unembed* logits logits_dense lm_logits output_logits "
-    "classifier score"
-).split()
-# Only in front of all: deeper down BERT has an `output`, and GPT-J an `fc_out`, in
-# every layer.
-OUTERMOST_HEADS = frozenset("output fc_out".split())
-_WRAPPERS = frozenset("params model module".split())
+from optax_wd._where.words import Reading, read
 
 _WRITE = "write names, as in matrices & ~contains('router')"
-# Not a patch embedding, which is a convolution, and not attention of many heads.
-_NAMES = re.compile(
-    "(?!patch_embed|multi_head)"
-    f"({'|'.join(map(fnmatch.translate, EMBEDDINGS + HEADS))})"
-)
 
 
 def is_real(leaf: Leaf) -> bool:
@@ -65,17 +47,23 @@ class Matrices(Rule):
     def matches(self, leaf: Leaf) -> bool:
         """Whether a leaf is a hidden weight matrix of real numbers."""
         read = self._read(leaf)
-        return standard.matches(read) and self._exempt(read) is None
+        return verdict(read).role in DECAYING and self._exempt(read) is None
 
     def reason(self, leaf: Leaf) -> str:
-        """What exempts a leaf, or what `standard` says of it."""
+        """What exempts a leaf, or what its role is known from."""
         read = self._read(leaf)
+        found = verdict(read)
         exempt = self._exempt(read)
-        if exempt is not None and standard.matches(read):
+        if exempt is not None and found.role in DECAYING:
             return f"matrices: {exempt}"
-        said = standard.reason(read).replace("standard", "matrices", 1)
         taken = leaf.ndim - read.ndim
-        return f"{said} without {taken} stacked" if taken and " ndim " in said else said
+        said = f"matrices: {found.text(leaf.path)}"
+        return f"{said}, without {taken} stacked" if taken else said
+
+    def unsure(self, leaf: Leaf) -> bool:
+        """Whether the role of the leaf is unsure, and decides."""
+        read = self._read(leaf)
+        return self._exempt(read) is None and verdict(read).unsure
 
     def _read(self, leaf: Leaf) -> Leaf:
         """A leaf without its stacked axes."""
@@ -86,11 +74,7 @@ class Matrices(Rule):
             return str(leaf.dtype)
         if 0 in leaf.shape:
             return "empty"
-        path = (
-            leaf.path[:-2] if is_patch_embedding(leaf.path, leaf.shape) else leaf.path
-        )
-        named = (token for token in path if _NAMES.match(token.casefold()))
-        name = next(named, _placed(path))
+        name = _outside(leaf.path, leaf.ndim)
         return None if name is None else f"in {name!r}"
 
     def __repr__(self) -> str:
@@ -122,8 +106,8 @@ def check_matrices(matrices: Any, stacked: tuple[tuple[Rule, int], ...]) -> Rule
 
 def _with_stacked(part: Any, stacked: tuple[tuple[Rule, int], ...]) -> Any:
     """A rule in which every `matrices`, however deep inside, takes stacked axes off."""
-    if isinstance(part, Matrices):
-        return Matrices(stacked)
+    if isinstance(part, Matrices | OldMatrices):
+        return type(part)(stacked)
     if type(part) is tuple:
         return tuple(_with_stacked(inner, stacked) for inner in part)
     if not isinstance(part, Rule | Table):
@@ -143,34 +127,49 @@ def is_patch_embedding(path: Path, inner: Shape) -> bool:
     return path[-2:] == ("embedding", "kernel") and len(inner) == 4
 
 
-def _placed(path: Path) -> str | None:
-    """A name that tells by its place: the table of T5, or the head of a whole model."""
-    inside = tuple(token for token in path if token not in _WRAPPERS)
-    is_table = inside[-2:-1] == ("shared",) and inside[-1] != "kernel"
-    is_head = len(inside) == 2 and inside[0] in OUTERMOST_HEADS
-    return inside[-2] if is_table or is_head else None
+def _outside(path: Path, ndim: int) -> str | None:
+    """A token that puts a matrix outside of the hidden ones: at a table, or a head."""
+    tokens = [(token, read(token)) for token in path]
+    for token, words in tokens:
+        if ndim < 4 and _embeds(words):  # of four axes it is a convolution over patches
+            return token
+        if _is_output(words):
+            return token
+    inside = [(token, words) for token, words in tokens if not words.is_silent]
+    inside = [pair for pair in inside if not pair[1].is_wrapper]
+    if len(inside) == 2 and inside[0][0] in OUTERMOST:
+        return inside[0][0]
+    return None
+
+
+def _embeds(words: Reading) -> bool:
+    """Whether a module embeds: a table, or the linear layer in the place of one."""
+    if words.has("patch", "patches"):
+        return False
+    return bool(words.every & Kind.TABLE) or any(
+        w.startswith("emb") for w in words.words
+    )
+
+
+def _is_output(words: Reading) -> bool:
+    """Whether a module is an output layer, by its first word or its last."""
+    names = [word for word in words.words if not words.has("multi")]
+    return bool(names) and (names[-1] in OUTPUTS or names[0] in OUTPUTS)
 
 
 matrices: Rule = documented(
     Matrices(),
     """The leaves that `muon` and `normuon` orthogonalise by default: hidden matrices.
 
-    A leaf of real numbers that `standard` decays, a kernel of two or more dimensions
-    none of which is 0, unless a token of its path, case-folded, is
+    A leaf of real numbers that `standard` decays, none of whose axes is of length 0,
+    unless a token of its path is
 
-    * a table or an input layer: emb, embed, embed_*, *_embed, embedder, embedding,
-      embeddings, embedding_*, *_embedding, *_embeddings, wte, wpe, tok_emb*,
-      token_emb*, word_emb*, pos_emb*, position_emb*, or `shared` just above a leaf that
-      is no `kernel`, as in T5; but patch_embed* is a convolution, so a matrix; or
-    * an output layer: head, heads, *_head but not multi_head*, head_dist, unembed*,
-      logits, logits_dense, lm_logits, output_logits, classifier, score; or output and
-      fc_out, where nothing but params, model or module stands above: deeper down these
-      are hidden.
-
-    A kernel of four dimensions in `embedding` is none of these: in big_vision, Scenic
-    and others it is the convolution that cuts an image into patches, a matrix as
-    `patch_embed`. Keys with dots, `model.embed_tokens.weight` in a flat dict, are read
-    by their parts, as they are by every rule.
+    * a table or an input layer: it has a word that starts with `emb`, or is wte, wpe,
+      table or the like. But what embeds patches, and a kernel of four axes below such a
+      token, is a convolution, so a matrix; or
+    * an output layer: its first or last word is head, unembed, logits, classifier or
+      score, but not multi_head; or it is output or fc_out, where nothing but wrappers
+      stands above: deeper down these are hidden.
 
     All other leaves go to AdamW. Names are no stable API: a head that is called `fc`
     passes for a hidden layer, so read `describe_matrices(params)` before the first run,

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The default mask: what the field means by "no decay on norms, biases, embeddings".
 
-One rule for Linen, NNX, Equinox and hand-written trees. It goes by names first and by
-rank only where names are silent, because rank alone is wrong in Flax: attention biases
-have two dimensions, and `nn.scan` adds one to everything. The names live in this file
-and nowhere else.
+One rule for Linen, NNX, Haiku, Equinox, torch names and hand-written trees: leaves
+whose role is weight or factor of LoRA. Rank alone is wrong in Flax: attention biases
+have two dimensions, and `nn.scan` adds one to everything.
 """
 
 import dataclasses
@@ -13,40 +12,16 @@ from typing import final
 from optax_wd._tree.leaves import Leaf
 from optax_wd._where.atoms import documented
 from optax_wd._where.names import contains
+from optax_wd._where.roles import verdict
 from optax_wd._where.rules import (
     NameRule,
     Rule,
     Stacked,
     check_stacked,
-    inner_shape,
     stacked_repr,
 )
 
-# The last token of a leaf that is no weight matrix, compared case-folded: additive and
-# multiplicative terms, and tables of tokens.
-LAST_TOKENS = frozenset("bias b scale gamma beta embedding input_embedding".split())
-
-# The last token, exactly. These are short words that further up in a path name modules
-# full of weight matrices: the discriminator `D` of a GAN, the `cls` head of FlaxBert, a
-# linear `probe`.
-LEAF_NAMES = frozenset("A_log D dt_bias cls probe latents".split())
-
-# Any token of the path, exactly.
-ANYWHERE = frozenset(
-    # learned tokens: timm, DINOv2, MAE, CLIP
-    "cls_token class_token class_embedding dist_token reg_token reg_tokens "
-    "register_tokens storage_tokens mask_token query_tokens "
-    # positions, absolute: timm, big_vision, Flax examples, Hugging Face
-    "pos_emb pos_embed pos_embed_spatial pos_embed_temporal pos_embed_win "
-    "pos_embed_window pos_embed_abs absolute_pos_embed pos_embedding "
-    "position_embedding position_embeddings positional_embedding "
-    "position_embedding_table pixel_pos patch_pos "
-    # positions, relative: Swin, BEiT, T5, T5X, LeViT, ViTDet
-    "relative_position_bias_table relative_attention_bias attention_biases "
-    "rel_embedding rel_pos_h rel_pos_w freqs "
-    # scalars and per-channel factors: CLIP, XCiT, CaiT, BEiT
-    "temperature logit_scale logit_bias layer_scale lambda_1 lambda_2".split()
-)
+DECAYING = frozenset({"weight", "lora"})
 
 
 def standard_with(*, stacked: Stacked = None, also: tuple[str, ...] = ()) -> Rule:
@@ -85,30 +60,24 @@ class _Standard(Rule):
     also: NameRule | None = None
 
     def matches(self, leaf: Leaf) -> bool:
-        return self._decide(leaf)[0]
+        role = verdict(leaf, self.stacked).role
+        return role in DECAYING and not self._is_also(leaf)
 
     def reason(self, leaf: Leaf) -> str:
-        return self._decide(leaf)[1]
+        if self.also is not None and self._is_also(leaf):
+            return f"standard: also {self.also.reason(leaf)}"
+        return f"standard: {verdict(leaf, self.stacked).text(leaf.path)}"
 
     def written(self) -> tuple[NameRule, ...]:
         rules = [rule for rule, _ in self.stacked]
         rules += [] if self.also is None else [self.also]
         return tuple(part for rule in rules for part in rule.written())
 
-    def _decide(self, leaf: Leaf) -> tuple[bool, str]:
-        name = leaf.name
-        if name.casefold() in LAST_TOKENS or name in LEAF_NAMES:
-            return False, f"standard: named {name!r}"
-        if name.casefold().endswith("_bias"):
-            return False, f"standard: {name!r} ends in '_bias'"
-        for token in leaf.path:
-            if token in ANYWHERE:
-                return False, f"standard: in {token!r}"
-        if self.also is not None and self.also.matches(leaf):
-            return False, f"standard: also {self.also.reason(leaf)}"
-        ndim = len(inner_shape(leaf, self.stacked))
-        taken = f" without {leaf.ndim - ndim} stacked" if ndim < leaf.ndim else ""
-        return ndim >= 2, f"standard: ndim {ndim}{taken}"
+    def unsure(self, leaf: Leaf) -> bool:
+        return not self._is_also(leaf) and verdict(leaf, self.stacked).unsure
+
+    def _is_also(self, leaf: Leaf) -> bool:
+        return self.also is not None and self.also.matches(leaf)
 
     def __repr__(self) -> str:
         parts = [f"stacked={stacked_repr(self.stacked)}"] if self.stacked else []
@@ -120,27 +89,26 @@ standard: Rule = documented(
     _Standard(),
     """The default mask of every decay: weight matrices, and nothing else.
 
-    A leaf of an inexact dtype with two or more dimensions decays, except where
+    A leaf of an inexact dtype decays if its role is weight or factor of LoRA. Biases,
+    scales, tables of tokens and positions, learned tokens, factors, constants of the
+    model, codebooks and statistics do not, under whatever name the field gives them:
+    `optax_wd.roles` has each of them as a rule. Names are cut into words, so that
+    `pos_embeddings` and `mask_tokens` are known from the words that they are made of.
+    The type of the module goes before names where the module is at hand (`mask_of`),
+    names go before shape, and axes of length one do not count as dimensions.
 
-    * its last token, case-folded, is bias, b, scale, gamma, beta, embedding or
-      input_embedding, or ends in `_bias`;
-    * its last token is cls, probe, latents, A_log, D or dt_bias;
-    * any token of its path names a learned token (cls_token, mask_token, ...), a
-      position table (pos_embed, relative_position_bias_table, ...) or a learned factor
-      (temperature, logit_scale, layer_scale, ...).
-
-    `query`, `key`, `value`, `mask` and `embed` count for nothing: Flax attention has a
-    `query/kernel`, and it decays. Stacked layers need `standard_with(stacked=...)` only
-    for leaves of unusual names: the biases and scales of scanned Flax layers are told
-    by name.
+    What names do not tell decays if it has two or more axes, and is marked as unsure:
+    `describe(standard, params)` shows it with a question mark; read it before the first
+    run. `query`, `key`, `value`, `mask` and `embed` alone never exempt: Flax attention
+    has a `query/kernel`, and it decays. Stacked layers need
+    `standard_with(stacked=...)` only for leaves of unusual names.
 
     Token embeddings do not decay, as in levanter, big_vision and OLMo. nanoGPT and the
-    Hugging Face trainer decay them; the rule for that is `standard |
-    named("embedding")`, with the name that your model has for them.
+    Hugging Face trainer decay them; the rule for that is
+    `standard | roles.token_table`.
 
-    Names are no stable API. Equinox calls every weight `weight`, and its convolution
-    biases have three dimensions; read `describe(standard, params)` before the first
-    run, or go by module types with `mask_of(model, owned_by(...))`.
+    Names are no stable API. Equinox calls every weight `weight`: there go by module
+    types, with `mask_of(model, standard)`.
     """,
 )
 """The default mask: weight matrices and nothing else. `help(standard)` says by what."""

@@ -32,6 +32,7 @@ HOUSE: dict[str, set[str]] = {
     "_where": {"_tree"},
     "_amount": WHERE,
     "recipes": WHERE,
+    "roles": {"_where"},
     "conversions": {"_amount"},
     "_how": AMOUNT,
     "_how.methods": AMOUNT | {"_how"},
@@ -42,7 +43,7 @@ HOUSE: dict[str, set[str]] = {
     "_see.audit": {"_tree"},  # the auditor does not know the audited
     "_see.files": {"_tree"},
     "_see.monitor": {"_tree"},
-    "_text": WHERE | {"recipes"},
+    "_text": WHERE | {"recipes", "roles"},
     "__main__": {"__init__", "_tree", "_see.files"},
 }
 SURFACE = set(HOUSE) - {"__main__"}  # what `__init__` shows
@@ -475,7 +476,7 @@ def public_functions() -> dict[str, Any]:
 def test_the_surface_is_small_and_says_its_version() -> None:
     names = [name for name in vars(wd) if not name.startswith("_")]
     modules = {name for name in names if inspect.ismodule(getattr(wd, name))}
-    assert modules == {"controls", "conversions", "recipes"}
+    assert modules == {"controls", "conversions", "recipes", "roles"}
     assert len(names) - len(modules) <= 74
     assert wd.__version__ == importlib.metadata.version("optax_wd")
 
