@@ -24,7 +24,7 @@ from optax_wd._where.roles import verdict
 from optax_wd._where.rules import LeafFunction, unmatched
 from optax_wd._where.values import BoolTable, Table
 
-_SMALL = ("bias", "scale", "factor")  # roles that no decay is for
+_SMALL = ("bias", "scale")  # roles that no decay is for
 _EXAMPLES = 3
 
 
@@ -92,6 +92,7 @@ def describe(
         *_warn_of_totals(pairs),
         *_warn_of_shrinks(per_step, rows, at_step),
         *_warn_of_leaves(pairs),
+        *_warn_of_unsure(mask, pairs),
         *_warn_of_names(mask, leaves),
         *_warn_of_names(multiplier, leaves),
         *_warn_of_shared(leaves, shared),
@@ -152,7 +153,7 @@ def _row(
         multiplier=multiplier,
         shrink=shrink,
         because=_because(leaf, factor, mask),
-        unsure=leaf.is_inexact and isinstance(mask, LeafFunction) and mask.unsure(leaf),
+        unsure=_is_unsure(leaf, mask),
     )
 
 
@@ -222,6 +223,21 @@ def _warn_of_leaves(pairs: list[tuple[Leaf, Any]]) -> Iterator[str]:
     ):
         if found:
             yield f"{text}: {_some(found)}"
+
+
+def _warn_of_unsure(mask: Mask, pairs: list[tuple[Leaf, Any]]) -> Iterator[str]:
+    unsure = [leaf for leaf, _ in pairs if _is_unsure(leaf, mask)]
+    if not unsure:
+        return
+    yield (
+        f"{len(unsure)} marked with ?, since shape alone decides, or a name that may "
+        f"mislead, such as {unsure[0].where}; where one is wrong, write "
+        f"mask & ~path({unsure[0].where!r}) or mask | path(...)"
+    )
+
+
+def _is_unsure(leaf: Leaf, mask: Mask) -> bool:
+    return leaf.is_inexact and isinstance(mask, LeafFunction) and mask.unsure(leaf)
 
 
 def _lora_of(leaves: list[Leaf]) -> list[Leaf]:

@@ -45,7 +45,8 @@ def advice(node: ast.expr) -> str:
         case ast.Name(id="roles"):
             return f"write roles.NAME, where NAME is {' or '.join(ROLES)}"
         case ast.Name(id=name) if name in ROLES:
-            return f"write roles.{name}, with the prefix"
+            quoted = f"a name in the model is quoted, {name!r}"
+            return f"write roles.{name}, with the prefix; {quoted}"
         case ast.Name(id=name) if name in CALLS:
             return f"{name} is a function; write {name}(...) with its arguments"
         case ast.Name(id=name) if name in recipes_by_name():

@@ -26,6 +26,7 @@ _ROWS = Kind.ROW | Kind.TOKEN | Kind.POSITION
 _LEARNED = ("query", "queries", "prompt", "prompts", "latent", "latents", "prefix")
 _TOKENS = ("token", "tokens", "queries")
 _PLURAL = ("embeddings", "embeds", "tables", "embs")
+_MAY_BE = "{!r} may be a table or a layer"
 _NOT_MATRICES = ("weight", "spectral")  # norms that normalise weights
 
 
@@ -59,7 +60,7 @@ def weight(path: tuple[Reading, ...], shape: Shape) -> Verdict | None:
         role, says = ("scale", "of a norm, {!r}") if is_norm else ("vector", "in {!r}")
         return Verdict(role, says, at)
     outer = next(modules, (None, 0, False))[0]
-    return (
+    found = (
         _norm(nearest, long, at)
         or _convolution(nearest, shape, at)
         or _position_bias(nearest, shape, at)
@@ -70,6 +71,7 @@ def weight(path: tuple[Reading, ...], shape: Shape) -> Verdict | None:
         or _layer(nearest, outer, at)
         or _unknown(shape, at, numbered and not _may_embed(nearest, outer))
     )
+    return found._replace(unsure=True) if own.has("mask", "scores") else found
 
 
 def _modules(path: tuple[Reading, ...], own: Reading, n: int):
@@ -176,16 +178,8 @@ def _table(
     is_encoding = module.every & Kind.POSITION and module.has("encoding", "encodings")
     if not (module.every & Kind.TABLE or is_encoding):
         return None
-    layers = [k for k in module.kinds if k & Kind.LAYER and not k & Kind.TOKEN]
-    may_be = "{!r} may be a table or a layer"
-    if layers:
-        is_layer = (
-            module.head_kind & Kind.LAYER
-            and not module.has("in", "out")
-            and not module.every & Kind.ROW
-        ) or module.every & Kind.DENSE
-        says = "{!r} is a layer" if is_layer else may_be
-        return Verdict("weight", says, at, unsure=not is_layer)
+    if any(kind & Kind.LAYER and not kind & Kind.TOKEN for kind in module.kinds):
+        return _embedding_layer(module, at)
     is_many = module.has(*_PLURAL)
     if numbered and is_many and not module.every & Kind.DENSE and len(shape) == 2:
         return Verdict(table_role(module), "a row of tables, {!r}", at, unsure=True)
@@ -199,10 +193,12 @@ def _table(
     )
     if is_strange:
         is_deep = numbered and bool(module.every & Kind.DENSE)  # `time_embed/0`
-        return Verdict("weight", may_be, at, unsure=not is_deep)
+        return Verdict("weight", _MAY_BE, at, unsure=not is_deep)
     rows = sum(bool(kind & (_ROWS | Kind.TABLE)) for kind in module.kinds)
     if rows > 1 or module.has("wte", "wpe", "relpos", "posemb"):
-        is_relative = module.has("rel", "relative")  # or relations, or a linear layer
+        # or relations of a graph, or a linear layer of position embeddings
+        is_relative = module.has("rel", "relative") and not module.has("embeddings")
+        is_relative |= module.has("relative") and module.has("embeddings")
         return Verdict(table_role(module), "{!r} is a table", at, unsure=is_relative)
     is_qualified = (
         module.every & Kind.TABLE
@@ -216,6 +212,18 @@ def _table(
     is_plural = len(module.words) == 1 and module.has("embeddings", "tables")
     unsure = not (is_qualified or is_plural)
     return Verdict(role, "{!r} is a table", at, unsure)
+
+
+def _embedding_layer(module: Reading, at: int) -> Verdict:
+    """A module that is called a table and a layer: `embed_proj`, `embed_in`."""
+    pairs = zip(module.words, module.kinds, strict=True)
+    layers = [word for word, kind in pairs if kind & Kind.LAYER]
+    is_layer = module.every & Kind.DENSE or (
+        module.head_kind & Kind.LAYER and not module.every & _ROWS
+    )
+    is_layer = is_layer and not set(layers) <= {"in", "out"}
+    says = "{!r} is a layer" if is_layer else _MAY_BE
+    return Verdict("weight", says, at, unsure=not is_layer)
 
 
 def _token(module: Reading, shape: Shape, at: int) -> Verdict | None:

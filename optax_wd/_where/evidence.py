@@ -36,6 +36,7 @@ _OTHER_ROLES = (
     | Kind.CODEBOOK
     | Kind.STATISTIC
 )
+_LORA_SCALES = ("e", "E", "s")  # AdaLoRA's `lora_E`, BOFT's `boft_s`
 _LORA_REACH = 2  # tokens above a leaf that may say that it is a factor of LoRA
 _COLLECTIONS = frozenset("batch stats batchstats statistics".split())
 _RUNNING = "running moving ema batch stats batchstats tracked average".split()
@@ -52,13 +53,15 @@ def judge(path: tuple[Reading, ...], shape: Shape) -> Verdict:
     Returns:
       A verdict; tokens that it names count from the end of `path`.
     """
+    if not path:
+        return _by_shape(len(shape), sum(n != 1 for n in shape))
     dropped = 0
     while len(path) > 1 and (path[-1].is_wrapper or _is_box(path)):
         path, dropped = path[:-1], dropped + 1
     long = sum(n != 1 for n in shape)
     found = (
         _statistic(path, long)
-        or _lora(path, long)
+        or _lora(path, len(shape))
         or _matrix(path[-1:], len(shape), long)
         or _letter(path, long)
         or above.weight(path, shape)
@@ -95,22 +98,24 @@ def _statistic(path: tuple[Reading, ...], long: int) -> Verdict | None:
     return None
 
 
-def _lora(path: tuple[Reading, ...], long: int) -> Verdict | None:
+def _lora(path: tuple[Reading, ...], raw: int) -> Verdict | None:
     """Factors of LoRA; the weights that these are added to lie outside."""
     for n, token in enumerate(reversed(path)):
         if n > _LORA_REACH or token.has("base"):
             return None
         if token.every & Kind.LORA:
-            at = -1 - n
+            at, found = -1 - n, token
             break
     else:
         return None
     own = path[-1]
-    if own.every & Kind.SCALE:
-        return Verdict("scale", "{!r} scales factors of LoRA", -1)
+    if (own.every | found.every) & Kind.SCALE or found.has(
+        "e", "E"
+    ):  # AdaLoRA: `lora_E`
+        return Verdict("scale", "{!r} scales factors of LoRA", at)
     if own.every & Kind.BIAS or own.every & Kind.NORM:
         return None
-    if long < 2:
+    if raw < 2:
         return Verdict("scale", "of one axis, in {!r}", at)
     return Verdict("lora", "{!r} is a factor of LoRA", at)
 
@@ -164,9 +169,9 @@ def _letter(path: tuple[Reading, ...], long: int) -> Verdict | None:
         return None
     if "b" in (first, last) or (len(words) == 1 and first in _BIASES):
         told = first in _BIASES or above == ("bias",)
-        return Verdict("bias", "{!r} is a bias", -1, unsure and not told)
+        return Verdict("bias", "named {!r}", -1, unsure and not told)
     if last == "g" and (len(words) == 1 or own[0].every & Kind.WEIGHT):
-        return Verdict("scale", "{!r} is a gain", -1, unsure)
+        return Verdict("scale", "named {!r}", -1, unsure)
     if "A" in words and all(len(w) == 1 or w in _OF_A for w in words):
         return Verdict("model_constant", "{!r} is a state matrix", -1, len(words) == 1)
     if words == ("D",):
@@ -194,8 +199,8 @@ def _named(path: tuple[Reading, ...], raw: int, long: int) -> Verdict | None:
         return _table(path, long)
     weak = word in _WEAK and (unknown or (len(name.words) == 1 and kind & Kind.TOKEN))
     for wanted, role, says, unsure in (
-        (Kind.BIAS, "bias", "{!r} is a bias", vague or weak),
-        (Kind.SCALE, "scale", "{!r} is a scale", vague or weak or _is_one_of(name)),
+        (Kind.BIAS, "bias", "named {!r}", vague or weak),
+        (Kind.SCALE, "scale", "named {!r}", vague or weak or _is_one_of(name)),
         (Kind.NORM, "scale", "{!r} is of a norm", long > 1),
         (Kind.CODEBOOK, "codebook", "{!r} is a codebook", long > 1),
         (Kind.POSITION, "position_table", "{!r} is of positions", unknown or weak),
@@ -257,8 +262,9 @@ def _table(path: tuple[Reading, ...], long: int) -> Verdict:
         return Verdict("weight", "{!r} may be a layer", -1, unsure=True)
     alone = len(name.words) == 1 and name.words[0] not in _TABLES_ALONE
     dense = bool(name.every & Kind.DENSE)
-    unsure = is_long and (alone or dense or not name.is_understood)
-    return Verdict(role, "{!r} is a table", -1, unsure)
+    is_width = name.words[-1] == "w"  # of positions, or a weight
+    unsure = is_long and (alone or dense or is_width or not name.is_understood)
+    return Verdict(role, "named {!r}", -1, unsure)
 
 
 def _within(path: tuple[Reading, ...], long: int) -> Verdict | None:

@@ -126,8 +126,8 @@ LAYER: _Words = {
     "wq wk wv wo wi wh wz wqkv wkv mlp mlps head heads receptance mha mhsa",
     "projections": "proj projs projection projections projector project projected in "
     "out up down to output outputs hidden intermediate pointwise dw pw depthwise "
-    "mapping transform mixer mixing fuse fusion merge reduce reduction expand squeeze "
-    "excite excitation unembed swiglu glu geglu",
+    "mapping transform transformation mixer mixing fuse fusion merge reduce reduction "
+    "expand squeeze excite excitation unembed swiglu glu geglu",
     "heads": "classifier classifiers pooler logits logit score scores predictions "
     "relationship predictor regressor",
     "mixtures of experts": "expert experts router routers gate gates gating",
@@ -183,8 +183,10 @@ DENSE: _Words = {
     "return coord coords bbox box boxes",
 }
 
-# Modules that make the outputs of a model, by the first word of a token or its last.
+# Modules that make the outputs of a model, by the first word of a token or its last,
+# and words that tell of hidden ones: `multi_head`, `pre_logits`.
 OUTPUTS = frozenset("head unembed logits classifier score".split())
+HIDDEN = frozenset("multi pre".split())
 # Only in front of all: deeper down BERT has an `output`, and GPT-J an `fc_out`, in
 # every layer.
 OUTERMOST = frozenset("output fc_out".split())
@@ -201,7 +203,8 @@ TABLE_TYPES = frozenset("Embed Embedding EmbeddingBag".split())
 LAYER_TYPES = frozenset(
     "Linear Dense DenseGeneral LinearGeneral Einsum Conv Conv1D Conv2D Conv3D "
     "ConvLocal ConvTranspose Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d "
-    "ConvTranspose3d Conv1DTranspose Conv2DTranspose Conv3DTranspose DepthwiseConv2D".split()
+    "ConvTranspose3d Conv1DTranspose Conv2DTranspose Conv3DTranspose "
+    "DepthwiseConv2D".split()
 )
 
 LEXICON: Mapping[Kind, _Words] = MappingProxyType(

@@ -15,7 +15,7 @@ from optax_wd._tree import leaves as _leaves
 from optax_wd._tree.leaves import Leaf
 from optax_wd._tree.typing import Path, Shape
 from optax_wd._where.atoms import documented
-from optax_wd._where.lexicon import OUTERMOST, OUTPUTS, Kind
+from optax_wd._where.lexicon import HIDDEN, OUTERMOST, OUTPUTS, Kind
 from optax_wd._where.owners import asks_the_model
 from optax_wd._where.roles import verdict
 from optax_wd._where.rules import (
@@ -153,8 +153,10 @@ def _embeds(words: Reading) -> bool:
 
 def _is_output(words: Reading) -> bool:
     """Whether a module is an output layer, by its first word or its last."""
-    names = [word for word in words.words if not words.has("multi")]
-    return bool(names) and (names[-1] in OUTPUTS or names[0] in OUTPUTS)
+    names = words.words
+    if not names or not HIDDEN.isdisjoint(names):
+        return False
+    return names[0] in OUTPUTS or names[-1] in OUTPUTS or names == ("heads",)
 
 
 matrices: Rule = documented(
@@ -168,8 +170,8 @@ matrices: Rule = documented(
       table or the like. But what embeds patches, and a kernel of four axes below such a
       token, is a convolution, so a matrix; or
     * an output layer: its first or last word is head, unembed, logits, classifier or
-      score, but not multi_head; or it is output or fc_out, where nothing but wrappers
-      stands above: deeper down these are hidden.
+      score, or it is heads, but not multi_head or pre_logits; or it is output or
+      fc_out, where nothing but wrappers stands above: deeper down these are hidden.
 
     All other leaves go to AdamW. Names are no stable API: a head that is called `fc`
     passes for a hidden layer, so read `describe_matrices(params)` before the first run,

@@ -18,6 +18,7 @@ from optax_wd._where.rules import (
     Rule,
     Stacked,
     check_stacked,
+    stacked_axes,
     stacked_repr,
 )
 
@@ -66,7 +67,9 @@ class _Standard(Rule):
     def reason(self, leaf: Leaf) -> str:
         if self.also is not None and self._is_also(leaf):
             return f"standard: also {self.also.reason(leaf)}"
-        return f"standard: {verdict(leaf, self.stacked).text(leaf.path)}"
+        said = f"standard: {verdict(leaf, self.stacked).text(leaf.path)}"
+        taken = len(stacked_axes(leaf, self.stacked))
+        return f"{said}, without {taken} stacked" if taken else said
 
     def written(self) -> tuple[NameRule, ...]:
         rules = [rule for rule, _ in self.stacked]

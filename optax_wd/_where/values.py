@@ -55,6 +55,8 @@ class Table(LeafFunction):
 
     def unsure(self, leaf: Leaf) -> bool:
         """Whether a row that was asked before there was an answer is unsure."""
+        if not any(rule.unsure(leaf) for rule, _ in self.rows):
+            return False
         n = self.row(leaf)
         asked = self.rows if n is None else self.rows[: n + 1]
         return any(rule.unsure(leaf) for rule, _ in asked)

@@ -98,11 +98,12 @@ def test_the_pages_show_parts_of_what_they_print() -> None:
     assert PAGES["docs/fine_tuning.md"].startswith("# A fine-tuning recipe, end to end")
     assert "recipes.mae_finetune()" in PYTHON["docs/fine_tuning.md"][-1][-1].text
     assert len(lines_of(table.text)) > 3 and lines_of(table.text)[0][0] == "leaf"
-    assert set(by_page) == {"README.md", "docs/instruments.md", "docs/fine_tuning.md"}
+    names = "instruments fine_tuning zoo".split()
+    assert set(by_page) == {"README.md", *(f"docs/{name}.md" for name in names)}
 
 
 def test_there_are_python_blocks_and_they_use_the_package() -> None:
-    assert len(CASES) == 16
+    assert len(CASES) == 17
     first = [chain[0].text for chain in PYTHON["README.md"]]
     assert len(first) == 4 and all("import optax_wd as wd" in text for text in first)
 

@@ -95,7 +95,7 @@ def test_the_table_has_a_column_of_shrinks_and_says_what_they_are_made_of() -> N
         "blocks/bias    (3, 4)     float32          12  no      -           -     "
         "           standard: named 'bias'",
         "blocks/kernel  (3, 4, 4)  float32          48  yes     0.125..0.5  "
-        "1.25e-05..5e-05  standard: ndim 3",
+        "1.25e-05..5e-05  standard: named 'kernel'",
     ]
 
 

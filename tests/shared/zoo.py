@@ -28,6 +28,11 @@ class Answer:
     decays: bool | None
     where: str
 
+    @property
+    def axes(self) -> int:
+        """How many axes are longer than one. What has one stays undecayed, unmarked."""
+        return sum(n != 1 for n in self.leaf.shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -69,6 +74,13 @@ def _name(line: str) -> Answer:
     return Answer(leaf, role, {"D": True, "-": False, "?": None}[decays], where)
 
 
+# Tables that their authors call linear layers: no name tells, nor does any shape.
+NOT_TOLD = {
+    ("fm", "linear", "fc", "weight"),
+    ("causal_transformer_shard", "~", "embedding_shard", "~", "linear", "w"),
+}
+
+
 @dataclasses.dataclass
 class Score:
     """How a rule did: leaves that are wrong in silence, wrong and flagged, flagged."""
@@ -95,7 +107,12 @@ def score(rule: wd.Rule, answers: Iterable[Answer]) -> Score:
         found.leaves += 1
         right = answer.decays in (None, rule.matches(answer.leaf))
         unsure = rule.unsure(answer.leaf)
-        if not unsure and (answer.decays is None or not right):
+        is_open = (
+            answer.decays is None
+            and answer.axes > 1
+            and answer.leaf.path not in NOT_TOLD
+        )
+        if not unsure and (is_open or not right):
             found.silent.append(answer)
         elif unsure and right and answer.decays is not None:
             found.flagged.append(answer)

@@ -124,7 +124,7 @@ UNKNOWN: list[tuple[str, tuple[int, ...]]] = [
     ("w", (2, 3, 4)),
     ("moe/attn/o_proj/kernel", (2, 5, 6)),
     ("moe/out/mix/kernel", (2, 5, 6)),
-    ("moe/router_table", (2, 5, 6)),
+    ("moe/router_stack", (2, 5, 6)),
     ("moe/attn/wo", (2, 5, 6)),
     ("experts/0/w1/kernel", (3, 6, 4)),
     ("expert_0/fc/kernel", (3, 6, 4)),
@@ -337,9 +337,9 @@ def test_a_stacked_axis_may_be_anywhere_and_there_may_be_two() -> None:
 
 
 def test_an_unusual_name_with_a_stacked_axis_is_a_vector_and_no_matrix() -> None:
-    row = shown("blocks/gain", (3, 6), stacked=wd.contains("blocks"))
-    assert row.fold == "" and row.because == "matrices: ndim 1 without 1 stacked"
-    assert shown("blocks/gain", (3, 6)).fold == "io"
+    row = shown("blocks/xyz", (3, 6), stacked=wd.contains("blocks"))
+    assert row.fold == "" and row.because.endswith(", without 1 stacked")
+    assert shown("blocks/xyz", (3, 6)).fold == "io"
 
 
 COMPOSED = {
@@ -510,9 +510,9 @@ def test_what_no_matrix_can_be_made_of_goes_to_adamw() -> None:
 
 def test_the_docstring_of_the_rule_has_every_name() -> None:
     module: Any = inspect.getmodule(type(wd.matrices))
-    said = set(re.findall(r"[\w*]+", str(wd.matrices.__doc__)))
-    names = [*module.EMBEDDINGS, *module.HEADS, *sorted(module.OUTERMOST_HEADS)]
-    assert [name for name in names if name not in said] == []
+    said = set(re.findall(r"\w+", str(wd.matrices.__doc__)))
+    names = [*sorted(module.OUTPUTS), *sorted(module.OUTERMOST)]
+    assert names and [name for name in names if name not in said] == []
 
 
 # ------------------------------------------------------------------------- refusals

@@ -5,6 +5,7 @@ import ast
 import builtins
 import inspect
 import random
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -222,6 +223,7 @@ SATISFIES = "satisfies holds a function, which no text can; make the rule in Pyt
 ONCE = "write each argument by its name, and once"
 TYPES = "types go by name here; write owned_by('LayerNorm'), a string"
 KNOWN = f"known are {', '.join([*CONSTANTS, *CALLS, 'True', 'False', 'None'])}"
+PREFIX, WITHOUT = "with the prefix", "write it without parentheses"
 QUOTED = "a name in the model is quoted"
 PREFIX = "write recipes.mae_finetune(...), with the prefix"
 TABLE = "this is no rule; a table is one if its values are bools"
@@ -235,7 +237,18 @@ REFUSED = [
     ("declared('x', false)", "false", "unknown name 'false'; the nearest is 'False'"),
     ("zzz & standard", "zzz", f"unknown name 'zzz'; {KNOWN}; {QUOTED}, 'zzz'"),
     ("named(kernel)", "kernel", f"unknown name 'kernel'; {KNOWN}; {QUOTED}, 'kernel'"),
-    ("~named('a', bias)", "bias", f"unknown name 'bias'; {KNOWN}; {QUOTED}, 'bias'"),
+    (
+        "~named('a', bias)",
+        "bias",
+        f"write roles.bias, with the prefix; {QUOTED}, 'bias'",
+    ),
+    ("named('a', dense)", "dense", f"unknown name 'dense'; {KNOWN}; {QUOTED}, 'dense'"),
+    ("roles.baas", "roles.baas", "unknown role 'baas'; the nearest is 'bias'"),
+    (
+        "roles.bias()",
+        "roles.bias",
+        "roles.bias is a rule; write it without parentheses",
+    ),
     ("timm()", "timm", "write recipes.timm(...), with the prefix"),
     ("timm", "timm", "write recipes.timm(...), with the prefix"),
     ("~mae_finetune() & a", "mae_finetune", PREFIX),
@@ -557,7 +570,7 @@ def test_nothing_but_the_listed_names_is_reachable(text: str, piece: str) -> Non
 def test_no_builtin_and_no_other_name_of_the_package_is_reachable() -> None:
     others = set(dir(builtins)) | set(vars(wd)) | set(vars(_text))
     others -= {*CONSTANTS, *CALLS, "None", "True", "False", "__debug__"}
-    assert {"eval", "masked_decay", "ast", "_CALLS", "mask_of"} < others
+    assert {"eval", "masked_decay", "ast", "mask_of"} < others
     for name in sorted(others):
         assert pointed(name)[1] == pointed(f"{name}('x')")[1] == name
 
@@ -573,8 +586,19 @@ def test_private_and_imported_functions_of_recipes_are_not_reachable(
     assert wd.parse_rule("recipes.public()") == wd.recipes.timm()
 
 
+RULES_IN = "optax_wd._text.known"
+
+
+def test_every_role_reads_back() -> None:
+    names = [name for name in vars(wd.roles) if not name.startswith("_")]
+    assert len(names) == 14
+    for name in names:
+        assert wd.parse_rule(f"roles.{name}") is getattr(wd.roles, name)
+
+
 def test_the_source_runs_no_text_and_looks_no_name_up() -> None:
-    tree = ast.parse(inspect.getsource(_text))
+    sources = inspect.getsource(_text), inspect.getsource(sys.modules[RULES_IN])
+    tree = ast.parse("\n".join(sources))
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     called = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     assert "parse" in called and "recipes" in names

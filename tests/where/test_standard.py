@@ -15,7 +15,6 @@ import pytest
 from flax import nnx
 
 import optax_wd as wd
-from optax_wd._where import standard as _standard
 
 LAST = ("bias", "b", "scale", "gamma", "beta", "embedding", "input_embedding")
 LEAF_NAMES = ("A_log", "D", "dt_bias", "cls", "probe", "latents")
@@ -54,7 +53,9 @@ def init(module: Any, *inputs: Any) -> Any:
 def test_two_or_more_dimensions_decay(ndim: int) -> None:
     assert decays("head/kernel", *[3] * ndim) is (ndim >= 2)
     assert decays("head/weight", *[3] * ndim) is (ndim >= 2)
-    assert wd.standard.reason(leaf("a", *[3] * ndim)) == f"standard: ndim {ndim}"
+    assert decays("a", *[3] * ndim) is (ndim >= 2)
+    assert wd.standard.unsure(leaf("a", *[3] * ndim)) is (ndim >= 2)
+    assert wd.standard.reason(leaf("a", *[3] * ndim)).startswith(f"standard: {ndim} ax")
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool", "uint8"])
@@ -64,7 +65,7 @@ def test_only_inexact_leaves_decay(dtype: str) -> None:
     assert wd.standard.decide(leaf("head/kernel", 3, 3, dtype="complex64"))
 
 
-@pytest.mark.parametrize("name", [*LAST, "B", "Bias", "BIAS", "Gamma", "Scale"])
+@pytest.mark.parametrize("name", [*LAST, "Bias", "BIAS", "Gamma", "Scale"])
 def test_a_last_token_that_is_no_matrix_does_not_decay_at_any_rank(name: str) -> None:
     for shape in [(), (3,), (3, 4), (2, 3, 4)]:
         assert not decays(f"block/{name}", *shape)
@@ -75,7 +76,7 @@ def test_a_last_token_that_is_no_matrix_does_not_decay_at_any_rank(name: str) ->
 @pytest.mark.parametrize("name", ["q_bias", "in_proj_bias", "Q_Bias", "_bias"])
 def test_a_last_token_that_ends_in_bias_does_not_decay(name: str) -> None:
     assert not decays(f"attn/{name}", 3, 4)
-    said = f"standard: {name!r} ends in '_bias'"
+    said = f"standard: named {name!r}"
     assert wd.standard.reason(leaf(f"attn/{name}", 3, 4)) == said
 
 
@@ -84,9 +85,15 @@ def test_these_names_count_as_the_last_token_only(name: str) -> None:
     assert decays(f"{name}/kernel", 3, 4)
 
 
-@pytest.mark.parametrize("name", ["biases", "prebias", "scales", "embed", "bias_"])
-def test_last_tokens_are_whole(name: str) -> None:
+@pytest.mark.parametrize("name", ["biases", "pre_bias", "scales", "bias_", "B_bias"])
+def test_words_are_known_in_other_forms_and_among_others(name: str) -> None:
+    assert not decays(f"block/{name}", 3, 4)
+
+
+@pytest.mark.parametrize("name", ["B", "C", "embed", "unbiased", "rescaled"])
+def test_what_only_looks_like_a_word_decays_and_is_marked(name: str) -> None:
     assert decays(f"block/{name}", 3, 4)
+    assert wd.standard.unsure(leaf(f"block/{name}", 3, 4))
 
 
 @pytest.mark.parametrize("name", LEAF_NAMES)
@@ -118,17 +125,20 @@ def test_learned_tokens_positions_and_factors_do_not_decay(token: str) -> None:
     assert wd.standard.reason(leaf(f"a/{token}", 2, 2)).startswith("standard: ")
 
 
-def test_the_names_tested_here_are_all_that_there_are() -> None:
-    assert set(LAST) == _standard.LAST_TOKENS
-    assert set(LEAF_NAMES) == _standard.LEAF_NAMES
-    assert set(TOKENS) == _standard.ANYWHERE
+@pytest.mark.parametrize("name", [*LAST, *LEAF_NAMES, *TOKENS])
+def test_the_default_mask_of_0_1_still_answers_as_it_did(name: str) -> None:
+    old = wd.roles.standard_0_1
+    assert not decays(f"block/{name}", 3, 4, rule=old)
+    assert decays(f"{name}/kernel", 3, 4, rule=old) is (name not in TOKENS)
+    assert decays("block/gating_b", 3, 4, rule=old)
+    assert not decays("block/kernel", 3, rule=old)
+    assert wd.parse_rule(repr(old)) == old
 
 
 @pytest.mark.parametrize("token", [t for t in TOKENS if t.startswith("pos")])
 def test_a_module_of_positions_does_not_decay(token: str) -> None:
     assert not decays(f"encoder/{token}/weight", 5, 3)
-    said = f"standard: in {token!r}"
-    assert wd.standard.reason(leaf(f"a/{token}/weight", 5, 3)) == said
+    assert repr(token) in wd.standard.reason(leaf(f"a/{token}/weight", 5, 3))
 
 
 @pytest.mark.parametrize("token", ["Cls", "clsx", "my_cls", "pos_embed_2", "Probe"])
@@ -284,7 +294,7 @@ def test_token_embeddings_do_not_decay_and_the_documented_line_decays_them() -> 
     text = " ".join(str(wd.standard.__doc__).split())
     line = re.search(r"`(standard \| [^`]*)`", text)
     assert line is not None
-    rule = eval(line[1], {"standard": wd.standard, "named": wd.named})
+    rule = eval(line[1], {"standard": wd.standard, "roles": wd.roles})
     assert chosen(tree, rule) == {"head/kernel", "wte/embedding"}
 
 
@@ -377,13 +387,15 @@ def test_the_same_parameters_decay_scanned_or_not() -> None:
 
 def test_a_stacked_scale_under_an_unusual_name_needs_standard_with() -> None:
     tree = {
-        "blocks": {"kernel": jnp.ones((12, 4, 4)), "g": jnp.ones((12, 4))},
+        "blocks": {"kernel": jnp.ones((12, 4, 4)), "xyz": jnp.ones((12, 4))},
         "head": {"kernel": jnp.ones((4, 3))},
     }
-    assert chosen(tree) == {"blocks/kernel", "blocks/g", "head/kernel"}
+    assert chosen(tree) == {"blocks/kernel", "blocks/xyz", "head/kernel"}
+    assert wd.standard.unsure(leaf("blocks/xyz", 12, 4))
     rule = wd.standard_with(stacked=wd.contains("blocks"))
     assert chosen(tree, rule) == {"blocks/kernel", "head/kernel"}
-    assert rule.reason(leaf("blocks/g", 12, 4)) == "standard: ndim 1 without 1 stacked"
+    said = "standard: 1 axes longer than one, without 1 stacked"
+    assert rule.reason(leaf("blocks/xyz", 12, 4)) == said
 
 
 def test_stacked_axes_of_standard_may_stand_anywhere() -> None:
