@@ -109,9 +109,8 @@ def _lora(path: tuple[Reading, ...], raw: int) -> Verdict | None:
     else:
         return None
     own = path[-1]
-    if (own.every | found.every) & Kind.SCALE or found.has(
-        "e", "E"
-    ):  # AdaLoRA: `lora_E`
+    is_scale = (own.every | found.every) & Kind.SCALE and not found.every & Kind.LAYER
+    if is_scale or found.has(*_LORA_SCALES):
         return Verdict("scale", "{!r} scales factors of LoRA", at)
     if own.every & Kind.BIAS or own.every & Kind.NORM:
         return None
