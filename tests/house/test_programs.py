@@ -27,5 +27,3 @@ def test_programs_are_counted_and_too_many_are_forgotten() -> None:
 @pytest.mark.parametrize("flags", ["", "--xla_no_such_flag=1"])
 def test_flags_that_xla_does_not_know_are_found_out(flags: str) -> None:
     assert knows(flags) is (not flags)
-
-
