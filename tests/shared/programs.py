@@ -29,7 +29,7 @@ class Programs:
         self.kept = 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
 
-    def _count(self, event: str, _: float, **__: Any) -> None:
+    def _count(self, event: str, duration_secs: float, **_: Any) -> None:
         self.kept += event == COMPILED
 
     def forget(self) -> None:
