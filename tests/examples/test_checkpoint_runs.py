@@ -32,6 +32,7 @@ from example_runs import (
     words,
 )
 from example_runs import compiled as compiled
+from example_runs import plain_pictures as plain_pictures
 from example_runs import quick as quick
 from example_runs import text_file as text_file
 from test_trainer import fitted, line_task

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from example_runs import compiled as compiled
 from example_runs import losses, stopped_copy, words
+from example_runs import plain_pictures as plain_pictures
 from example_runs import quick as quick
 
 import optax_wd as wd

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from example_runs import compiled as compiled
+from example_runs import plain_pictures as plain_pictures
+from example_runs import quick as quick
 from helpers import ROOT
 
 import optax_wd as wd
@@ -92,7 +95,7 @@ def small() -> Any:
 
 
 @pytest.fixture(scope="module")
-def made(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(quick: Any, small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("quality") / "quality.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quality, "ARMS", ("cautious", "random"))

@@ -18,6 +18,7 @@ import optax
 import pytest
 from example_runs import compiled as compiled
 from example_runs import logged, losses, options
+from example_runs import plain_pictures as plain_pictures
 from example_runs import quick as quick
 from flax import nnx
 

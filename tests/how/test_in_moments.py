@@ -18,6 +18,7 @@ from helpers import (
     small_tree,
     tree,
 )
+from helpers import quick_compiles as quick_compiles
 
 import optax_wd as wd
 

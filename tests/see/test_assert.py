@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 from flax.core import freeze
 from helpers import assert_same
+from helpers import quick_compiles as quick_compiles
 from jax.core import Tracer
 
 import optax_wd as wd

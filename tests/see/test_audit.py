@@ -20,6 +20,7 @@ import pytest
 from flax import nnx
 from flax.core import freeze
 from helpers import assert_same
+from helpers import quick_compiles as quick_compiles
 
 import optax_wd as wd
 from optax_wd._see.audit import audit as _audit

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import quick_compiles as quick_compiles
 
 import optax_wd as wd
 

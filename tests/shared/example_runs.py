@@ -11,11 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from matplotlib.figure import Figure
+
+import optax_wd as wd
 
 lm = importlib.import_module("lm")
 options = importlib.import_module("options")
@@ -53,6 +57,16 @@ def set_all(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_pictures() -> Iterator[None]:
+    """Pictures without panels, in a module that imports this: drawing takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        empty = SimpleNamespace(figure=Figure())
+        patch.setattr(wd, "plot", lambda *_: empty)
+        patch.setattr(wd, "plot_metrics", lambda *_: empty.figure)
+        yield
 
 
 @pytest.fixture(scope="module")

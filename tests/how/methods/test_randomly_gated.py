@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import assert_same, noise, once, tree
+from helpers import quick_compiles as quick_compiles
 
 import optax_wd as wd
 
