@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every block of the README runs, and its two commands are the ones that are tested.
+"""Every block of README and pages runs, and its two commands are those that are tested.
 
 A python block runs in a namespace of its own, unless its first line is the comment
 `# continues`; then it goes on from the block before. Blocks of `>>>` lines are
-doctests. Tables and output that are copied into it are those that are measured.
+doctests. Tables and output that are copied into a page are those that are measured.
 """
 
 import inspect
@@ -103,7 +103,7 @@ def test_the_pages_show_parts_of_what_they_print() -> None:
 
 
 def test_there_are_python_blocks_and_they_use_the_package() -> None:
-    assert len(CASES) == 17
+    assert len(CASES) == 20
     first = [chain[0].text for chain in PYTHON["README.md"]]
     assert len(first) == 4 and all("import optax_wd as wd" in text for text in first)
 
@@ -122,9 +122,30 @@ def test_names_of_the_package_are_mentioned() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_are_linked_exist(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", PAGES[page])
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)[)#]", PAGES[page])
     folder = (ROOT / page).parent
     assert [link for link in links if not (folder / link).exists()] == []
+    assert links or page == "docs/zoo.md"
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub lets a link point to: the headings, small and with hyphens."""
+    headings = re.findall(r"^#+ (.*)", re.sub("(?ms)^```.*?^```", "", text), re.M)
+    small = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in small}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_headings_that_are_linked_exist(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", PAGES[page])
+    for file, heading in links:
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert heading in anchors(target.read_text("utf-8")), f"{file}#{heading}"
+
+
+def test_anchors_are_the_headings_outside_of_blocks() -> None:
+    text = "# A `b_c`: d\n\n```python\n# no\n```\n\n## What's it?\n"
+    assert anchors(text) == {"a-b_c-d", "whats-it"}
 
 
 def test_the_readme_leads_to_every_page() -> None:
