@@ -3,14 +3,15 @@
 
 `weight_decay` is always the decoupled coefficient, as `optax.adamw` takes it: the
 shrink per step is `learning_rate * weight_decay`. Every other convention has its name
-in the name of the function.
+in the name of the function. Every argument is a number above 0: others raise TypeError,
+if they are no number, or ValueError, with the name of the argument.
 """
 
 import math
 
-from optax_wd._amount.amounts import check_positive
 from optax_wd._amount.timescales import at_equal_timescale as at_equal_timescale
 from optax_wd._amount.timescales import best_fraction as best_fraction
+from optax_wd._amount.timescales import check_all as _check_all
 from optax_wd._amount.timescales import decoupled_from_epochs as decoupled_from_epochs
 from optax_wd._amount.timescales import (
     decoupled_from_fraction as decoupled_from_fraction,
@@ -29,15 +30,11 @@ def independent_from_decoupled(weight_decay: float, peak_learning_rate: float) -
     Independent decay has a shrink per step of `lr / peak * coefficient`.
 
     Args:
-      weight_decay: the decoupled coefficient, above 0.
-      peak_learning_rate: the highest learning rate of the run, above 0.
+      weight_decay: the decoupled coefficient.
+      peak_learning_rate: the highest learning rate of the run.
 
     Returns:
       A coefficient for `after_learning_rate(masked_decay(proportional(...)))`.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -46,7 +43,7 @@ def independent_from_decoupled(weight_decay: float, peak_learning_rate: float) -
 
     Source: Wortsman et al., arXiv:2309.14322, section 3.1.3.
     """
-    _check(weight_decay=weight_decay, peak_learning_rate=peak_learning_rate)
+    _check_all(weight_decay=weight_decay, peak_learning_rate=peak_learning_rate)
     return weight_decay * peak_learning_rate
 
 
@@ -54,15 +51,11 @@ def decoupled_from_independent(independent: float, peak_learning_rate: float) ->
     """The decoupled coefficient that shrinks as an independent one.
 
     Args:
-      independent: the independent coefficient, above 0.
-      peak_learning_rate: the highest learning rate of the run, above 0.
+      independent: the independent coefficient.
+      peak_learning_rate: the highest learning rate of the run.
 
     Returns:
       A `weight_decay`.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -71,7 +64,7 @@ def decoupled_from_independent(independent: float, peak_learning_rate: float) ->
 
     Source: Wortsman et al., arXiv:2309.14322, section 3.1.3.
     """
-    _check(independent=independent, peak_learning_rate=peak_learning_rate)
+    _check_all(independent=independent, peak_learning_rate=peak_learning_rate)
     return independent / peak_learning_rate
 
 
@@ -84,17 +77,13 @@ def decoupled_from_normalized(
     the less decay.
 
     Args:
-      normalized: the normalized coefficient, above 0.
-      batch_size: examples per step, above 0.
-      dataset_size: examples per epoch, above 0.
-      epochs: passes over the data set, above 0.
+      normalized: the normalized coefficient.
+      batch_size: examples per step.
+      dataset_size: examples per epoch.
+      epochs: passes over the data set.
 
     Returns:
       A `weight_decay`.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -113,17 +102,13 @@ def normalized_from_decoupled(
     """The normalized coefficient of a decoupled one, to carry to another budget.
 
     Args:
-      weight_decay: the decoupled coefficient, above 0.
-      batch_size: examples per step, above 0.
-      dataset_size: examples per epoch, above 0.
-      epochs: passes over the data set, above 0.
+      weight_decay: the decoupled coefficient.
+      batch_size: examples per step.
+      dataset_size: examples per epoch.
+      epochs: passes over the data set.
 
     Returns:
       A normalized coefficient.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -137,15 +122,10 @@ def normalized_from_decoupled(
     return weight_decay / root
 
 
-def _check(**values: float) -> None:
-    for name, value in values.items():
-        check_positive(name, value)
-
-
 def _root(
     batch_size: float, dataset_size: float, epochs: float, **coefficient: float
 ) -> float:
-    _check(
+    _check_all(
         **coefficient, batch_size=batch_size, dataset_size=dataset_size, epochs=epochs
     )
     return math.sqrt(batch_size / (dataset_size * epochs))

@@ -2,7 +2,8 @@
 """How long weights remember: the timescale of decoupled decay, in three units.
 
 Decayed weights are an average over recent updates. How far back it reaches is counted
-in steps, in epochs, or as a fraction of the training; `conversions` has it all.
+in steps, in epochs, or as a fraction of the training; `conversions` has it all, and
+says what all of its functions take and refuse.
 """
 
 from optax_wd._amount.amounts import check_positive
@@ -14,15 +15,11 @@ def steps_from_decoupled(weight_decay: float, learning_rate: float) -> float:
     The weights are an average over about that many of the last updates.
 
     Args:
-      weight_decay: the decoupled coefficient, above 0.
-      learning_rate: of the step, above 0.
+      weight_decay: the decoupled coefficient.
+      learning_rate: of the step.
 
     Returns:
       A number of steps.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -31,7 +28,7 @@ def steps_from_decoupled(weight_decay: float, learning_rate: float) -> float:
 
     Source: Wang & Aitchison, arXiv:2405.13698.
     """
-    _check(weight_decay=weight_decay, learning_rate=learning_rate)
+    check_all(weight_decay=weight_decay, learning_rate=learning_rate)
     return 1.0 / (learning_rate * weight_decay)
 
 
@@ -44,16 +41,12 @@ def epochs_from_decoupled(
     size or the data set changes.
 
     Args:
-      weight_decay: the decoupled coefficient, above 0.
-      learning_rate: of the step, above 0.
-      steps_per_epoch: data set size over batch size, above 0.
+      weight_decay: the decoupled coefficient.
+      learning_rate: of the step.
+      steps_per_epoch: data set size over batch size.
 
     Returns:
       A number of epochs.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -62,7 +55,7 @@ def epochs_from_decoupled(
 
     Source: Wang & Aitchison, arXiv:2405.13698.
     """
-    _check(steps_per_epoch=steps_per_epoch)
+    check_all(steps_per_epoch=steps_per_epoch)
     return steps_from_decoupled(weight_decay, learning_rate) / steps_per_epoch
 
 
@@ -70,15 +63,11 @@ def decoupled_from_steps(timescale_steps: float, learning_rate: float) -> float:
     """The decoupled coefficient of a timescale in steps.
 
     Args:
-      timescale_steps: in steps, above 0.
-      learning_rate: of the step, above 0.
+      timescale_steps: in steps.
+      learning_rate: of the step.
 
     Returns:
       A `weight_decay`.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -87,7 +76,7 @@ def decoupled_from_steps(timescale_steps: float, learning_rate: float) -> float:
 
     Source: Wang & Aitchison, arXiv:2405.13698.
     """
-    _check(timescale_steps=timescale_steps, learning_rate=learning_rate)
+    check_all(timescale_steps=timescale_steps, learning_rate=learning_rate)
     return 1.0 / (learning_rate * timescale_steps)
 
 
@@ -97,16 +86,12 @@ def decoupled_from_epochs(
     """The decoupled coefficient of a timescale in epochs.
 
     Args:
-      timescale_epochs: in epochs, above 0.
-      learning_rate: of the step, above 0.
-      steps_per_epoch: data set size over batch size, above 0.
+      timescale_epochs: in epochs.
+      learning_rate: of the step.
+      steps_per_epoch: data set size over batch size.
 
     Returns:
       A `weight_decay`.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -115,7 +100,7 @@ def decoupled_from_epochs(
 
     Source: Wang & Aitchison, arXiv:2405.13698.
     """
-    _check(timescale_epochs=timescale_epochs, steps_per_epoch=steps_per_epoch)
+    check_all(timescale_epochs=timescale_epochs, steps_per_epoch=steps_per_epoch)
     return decoupled_from_steps(timescale_epochs * steps_per_epoch, learning_rate)
 
 
@@ -128,17 +113,13 @@ def fraction_from_decoupled(
     the number of steps.
 
     Args:
-      weight_decay: the decoupled coefficient, above 0.
-      learning_rate: the highest of the run, above 0.
-      batch_size: tokens (examples) per step, above 0.
-      tokens: of the whole training, in the unit of `batch_size`, above 0.
+      weight_decay: the decoupled coefficient.
+      learning_rate: the highest of the run.
+      batch_size: tokens (examples) per step.
+      tokens: of the whole training, in the unit of `batch_size`.
 
     Returns:
       A fraction; more than 1 where the training ends before one timescale.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -148,7 +129,7 @@ def fraction_from_decoupled(
 
     Source: Power Lines, arXiv:2505.13738, where it is called tau.
     """
-    _check(batch_size=batch_size, tokens=tokens)
+    check_all(batch_size=batch_size, tokens=tokens)
     steps = tokens / batch_size
     return epochs_from_decoupled(weight_decay, learning_rate, steps)
 
@@ -159,17 +140,13 @@ def decoupled_from_fraction(
     """The decoupled coefficient of a timescale that is a fraction of the training.
 
     Args:
-      fraction: the timescale over the length of the training, above 0.
-      learning_rate: the highest of the run, above 0.
-      batch_size: tokens (examples) per step, above 0.
-      tokens: of the whole training, in the unit of `batch_size`, above 0.
+      fraction: the timescale over the length of the training.
+      learning_rate: the highest of the run.
+      batch_size: tokens (examples) per step.
+      tokens: of the whole training, in the unit of `batch_size`.
 
     Returns:
       A `weight_decay`.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -180,7 +157,7 @@ def decoupled_from_fraction(
 
     Source: Power Lines, arXiv:2505.13738, where the fraction is called tau.
     """
-    _check(fraction=fraction, batch_size=batch_size, tokens=tokens)
+    check_all(fraction=fraction, batch_size=batch_size, tokens=tokens)
     return decoupled_from_steps(fraction * (tokens / batch_size), learning_rate)
 
 
@@ -202,10 +179,6 @@ def best_fraction(tokens_per_parameter: float) -> float:
     Returns:
       A fraction, for `decoupled_from_fraction`.
 
-    Raises:
-      TypeError: if the argument is no number.
-      ValueError: if the argument is not above 0.
-
     Example:
       >>> import optax_wd as wd
       >>> print(f"{wd.conversions.best_fraction(20):.3f}")
@@ -213,7 +186,7 @@ def best_fraction(tokens_per_parameter: float) -> float:
 
     Source: Bergsma et al., Power Lines, arXiv:2505.13738, the law of the optimal tau.
     """
-    _check(tokens_per_parameter=tokens_per_parameter)
+    check_all(tokens_per_parameter=tokens_per_parameter)
     return 1.084 * tokens_per_parameter**-0.527
 
 
@@ -233,20 +206,16 @@ def at_equal_timescale(
     timescale in epochs.
 
     Args:
-      weight_decay: the decoupled coefficient before, above 0.
-      batch_size_ratio: new batch size over old, above 0.
-      tokens_ratio: new number of tokens (examples) of the training over old, above 0.
-      width_ratio: new width over old, above 0, where the parametrisation (muP) divides
+      weight_decay: the decoupled coefficient before.
+      batch_size_ratio: new batch size over old.
+      tokens_ratio: new number of tokens (examples) of the training over old.
+      width_ratio: new width over old, where the parametrisation (muP) divides
         the learning rate of hidden matrices by the width; else 1.
-      learning_rate_ratio: new learning rate over old, above 0, that of the width, if it
+      learning_rate_ratio: new learning rate over old, that of the width, if it
         is given there, left aside.
 
     Returns:
       A `weight_decay`.
-
-    Raises:
-      TypeError: if an argument is no number.
-      ValueError: if an argument is not above 0.
 
     Example:
       >>> import optax_wd as wd
@@ -256,7 +225,7 @@ def at_equal_timescale(
     Source: Wang & Aitchison, arXiv:2405.13698. In Power Lines, arXiv:2505.13738, it is
     best to keep it where the batch size changes alone; else see `best_fraction`.
     """
-    _check(
+    check_all(
         weight_decay=weight_decay,
         batch_size_ratio=batch_size_ratio,
         tokens_ratio=tokens_ratio,
@@ -267,6 +236,7 @@ def at_equal_timescale(
     return weight_decay * more / (tokens_ratio * learning_rate_ratio)
 
 
-def _check(**values: float) -> None:
+def check_all(**values: float) -> None:
+    """Refuse arguments that are no numbers above 0, by their names."""
     for name, value in values.items():
         check_positive(name, value)

@@ -187,31 +187,30 @@ def normuon(
     `consistent_rms`. Signs, and so gates, are those of `O`.
 
     Args:
-      learning_rate: as in `muon`, and so are all others but `b2`.
-      decay: on the whole tree, or with `adam_decay` on the matrices.
-      matrices: the leaves that are orthogonalised.
-      folds: for kernels of more than two dimensions; here it matters for matrices too
-        which axis is the input: `"io"` in Flax, `"oi"` for leaves called `weight`,
-        `weight_*` or `*_weight`.
-      stacked: which leaves carry a stacked axis.
-      beta: decay rate of the momentum, in [0, 1).
+      learning_rate: as in `muon`.
+      decay: as in `muon`.
+      matrices: as in `muon`.
+      folds: as in `muon`; here it matters for matrices too which axis is the input:
+        `"io"` in Flax, `"oi"` for leaves called `weight`, `weight_*` or `*_weight`.
+      stacked: as in `muon`.
+      beta: as in `muon`.
       b2: decay rate of the squares of the neurons, in [0, 1), not bias-corrected: only
         their ratios count.
-      nesterov: whether to use Nesterov momentum.
+      nesterov: as in `muon`.
       consistent_rms: the root mean square of an update before `learning_rate`, exactly;
         None for the size of the authors' code, the Frobenius norm of `O` times
         `sqrt(max(1, B / A))`.
-      ns_coeffs: three numbers, or such a triple for each Newton-Schulz step.
-      ns_steps: how many steps, if `ns_coeffs` is one triple.
-      ns_dtype: dtype of the iteration.
-      eps: added to norms and roots, and in Adam.
-      mu_dtype: dtype of both momenta.
-      adam_learning_rate: of the leaves that are no matrices; by default the same.
-      adam_b1: decay rate of Adam's first moment, in [0, 1).
-      adam_b2: decay rate of Adam's second moment, in [0, 1).
-      adam_eps_root: added to Adam's second moment inside the root.
-      adam_decay: the decay of the leaves that are no matrices, as in `muon`.
-      distribute: how devices share the iteration, as in `muon`.
+      ns_coeffs: as in `muon`.
+      ns_steps: as in `muon`.
+      ns_dtype: as in `muon`.
+      eps: as in `muon`, and added to the root of `v`.
+      mu_dtype: as in `muon`.
+      adam_learning_rate: as in `muon`.
+      adam_b1: as in `muon`.
+      adam_b2: as in `muon`.
+      adam_eps_root: as in `muon`.
+      adam_decay: as in `muon`.
+      distribute: as in `muon`.
 
     Returns:
       A transformation whose state is that of `muon` and one number for each neuron.
