@@ -20,8 +20,9 @@ from optax_wd._tree import leaves as _leaves
 from optax_wd._tree.leaves import Leaf
 from optax_wd._tree.typing import Mask, Multiplier, PyTree
 from optax_wd._where import modules as _modules
+from optax_wd._where.owners import asks_the_model
 from optax_wd._where.roles import verdict
-from optax_wd._where.rules import LeafFunction, unmatched
+from optax_wd._where.rules import LeafFunction, Rule, unmatched
 from optax_wd._where.values import BoolTable, Table
 
 _SMALL = ("bias", "scale")  # roles that no decay is for
@@ -79,23 +80,30 @@ def describe(
     _masks.check_multiplier(multiplier)
     per_step, amount = _per_step(weight_decay, learning_rate, at_step)
     tree, leaves, shared = _facts(params_or_model)
+    asked = (
+        _modules.tied(mask, params_or_model)
+        if shared and isinstance(mask, Rule)
+        else mask
+    )
     if not any(leaf.is_array for leaf in leaves):
         kind = type(params_or_model).__name__
         raise TypeError(
             f"describe found no arrays in the {kind}; pass the tree of parameters, or "
             "jax.eval_shape of what makes it"
         )
-    factors = _masks.factors_of(mask, multiplier, tree, leaves, strict=False)
+    factors = _masks.factors_of(asked, multiplier, tree, leaves, strict=False)
     pairs = [(x, f) for x, f in zip(leaves, factors, strict=True) if x.is_array]
-    rows = tuple(_row(leaf, factor, mask, per_step) for leaf, factor in pairs)
+    rows = tuple(_row(leaf, factor, asked, per_step) for leaf, factor in pairs)
     warnings = (
         *_warn_of_totals(pairs),
         *_warn_of_shrinks(per_step, rows, at_step),
         *_warn_of_leaves(pairs),
-        *_warn_of_unsure(mask, pairs),
+        *_warn_of_unsure(asked, pairs),
+        *_warn_of_the_model(mask, asked, leaves),
         *_warn_of_names(mask, leaves),
         *_warn_of_names(multiplier, leaves),
         *_warn_of_shared(leaves, shared),
+        *_warn_of_modules(params_or_model, mask),
     )
     return Description(_mask_text(mask), amount, rows, warnings)
 
@@ -275,6 +283,42 @@ def _warn_of_names(given: Any, leaves: list[Leaf]) -> Iterator[str]:
         else:
             continue
         yield f"the row ({rule!r}, {value!r}) never decides: {why}"
+
+
+def _warn_of_the_model(mask: Mask, asked: Mask, leaves: list[Leaf]) -> Iterator[str]:
+    """Leaves about which an optimizer, which sees one path alone, decides otherwise."""
+    known = any(leaf.owner is not None for leaf in leaves)
+    if not known or not isinstance(mask, Rule) or not isinstance(asked, Rule):
+        return
+    if any(map(asks_the_model, mask.written())):
+        return
+    other = [
+        leaf
+        for leaf in leaves
+        if leaf.is_inexact and asked.matches(leaf) != mask.matches(_bare(leaf))
+    ]
+    if other:
+        yield (
+            f"by its path alone, which is what an optimizer sees, {other[0].where} "
+            f"{'decays' if mask.matches(_bare(other[0])) else 'does not decay'}"
+            f"{_more(other)}; pass mask=mask_of(model, {mask!r})"
+        )
+
+
+def _bare(leaf: Leaf) -> Leaf:
+    return Leaf(leaf.path, leaf.shape, leaf.dtype)
+
+
+def _more(leaves: list[Leaf]) -> str:
+    return f", and so with {len(leaves) - 1} more" if leaves[1:] else ""
+
+
+def _warn_of_modules(model: Any, mask: Mask) -> Iterator[str]:
+    for path in _modules.normalised(model):
+        yield (
+            f"{path} is an nnx.WeightNorm, which writes the normalised kernel back in "
+            "each forward pass: no decay of it lasts"
+        )
 
 
 def _warn_of_shared(leaves: list[Leaf], shared: dict[Any, list[str]]) -> Iterator[str]:

@@ -19,7 +19,8 @@ from optax_wd._tree import leaves as _leaves
 from optax_wd._tree.leaves import Leaf
 from optax_wd._tree.typing import Path, PyTree
 from optax_wd._where.linen import of_linen
-from optax_wd._where.rules import LeafFunction, check_leaves
+from optax_wd._where.rules import LeafFunction, Rule, check_leaves
+from optax_wd._where.ties import Tied
 
 
 def mask_of(
@@ -102,7 +103,8 @@ def mask_of(
             "optimizer is given"
         )
     check_leaves(rule, leaves, complete=True)
-    decide = rule.decider(leaves, complete=True)
+    asked = tied(rule, model) if isinstance(rule, Rule) else rule
+    decide = asked.decider(leaves, complete=True)
     return jax.tree.structure(tree).unflatten(map(decide, leaves))
 
 
@@ -119,6 +121,28 @@ def holds_parameters(model: Any) -> bool:
 def contents(model: Any, wrt: Any = None) -> tuple[PyTree, list[Leaf]]:
     """The parameters of an NNX or Equinox module, and their leaves with owners."""
     return (_of_nnx if _leaves.is_nnx_module(model) else _of_equinox)(model, wrt)
+
+
+def tied(rule: Rule, model: Any) -> Rule:
+    """A rule that asks about every name of a leaf that a module holds more than once."""
+    shared = shared_names(model)
+    if not shared:
+        return rule
+    from flax import nnx
+
+    leaves = {leaf.path: leaf for leaf in contents(model, nnx.Variable)[1]}
+    others = {
+        path: tuple(_renamed(model, leaves[path], name) for name in names)
+        for path, names in shared.items()
+    }
+    return Tied(rule, others)
+
+
+def _renamed(model: Any, leaf: Leaf, name: str) -> Leaf:
+    """A leaf under another of its names, with the owner that it has there."""
+    path = _leaves.path_of([name])
+    keys = tuple(int(token) if token.isdigit() else token for token in path)
+    return dataclasses.replace(leaf, path=path, owner=_owner(model, keys))
 
 
 def shared_names(model: Any) -> dict[Path, list[str]]:
@@ -138,6 +162,19 @@ def shared_names(model: Any) -> dict[Path, list[str]]:
             others = ["/".join(p + rest) for p in groups.get(path, ()) if p != path]
             found[leaf.path] = found.get(leaf.path, []) + others
     return {path: others for path, others in found.items() if others}
+
+
+def normalised(model: Any) -> list[str]:
+    """Where an NNX module has a WeightNorm, which undoes every decay of its kernel."""
+    if not _leaves.is_nnx_module(model):
+        return []
+    from flax import nnx
+
+    return [
+        "/".join(map(str, path)) or "the model"
+        for path, node in nnx.iter_graph(model)
+        if isinstance(node, nnx.WeightNorm)
+    ]
 
 
 def _of_nnx(model: Any, wrt: Any) -> tuple[PyTree, list[Leaf]]:
