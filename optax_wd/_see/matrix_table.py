@@ -2,6 +2,7 @@
 """What a matrix optimizer takes for matrices: one row per leaf, before it runs."""
 
 import dataclasses
+import glob
 import html
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from optax_wd._tree.typing import PyTree, Shape
 from optax_wd._where import modules as _modules
 from optax_wd._where.folds import Folding, Folds, check_folding
 from optax_wd._where.matrices import matrices
+from optax_wd._where.names import path
 from optax_wd._where.rules import LeafFunction, Rule, Stacked, unmatched
 
 
@@ -137,8 +139,12 @@ def describe_matrices(
       query/kernel  (16, 4, 8)  ioo   1 16 x 32  'query' makes heads
     """
     folding = check_folding(matrices, folds, stacked)
+    asked, shared = folding, {}
     if _modules.holds_parameters(params_or_model):
         _, leaves = _modules.contents(params_or_model)
+        shared = _modules.shared_names(params_or_model)
+        tied = _modules.tied(folding.matrices, params_or_model)
+        asked = dataclasses.replace(folding, matrices=tied)
     else:
         leaves = _leaves.list_leaves(params_or_model)
     # As the optimizers see them: without what only the model knows.
@@ -150,7 +156,13 @@ def describe_matrices(
             f"{type(params_or_model).__name__}; pass the tree of parameters, or "
             "jax.eval_shape of what makes it"
         )
-    found = [_row(leaf, folding) for leaf in arrays]
+    found = [_row(leaf, asked) for leaf in arrays]
+    ties = [
+        f"{leaf.where} is shared, and is also {', '.join(shared[leaf.path])}"
+        + _seen(leaf, folding.matrices, asked.matrices)
+        for leaf in arrays
+        if leaf.path in shared
+    ]
     asked = [rule for rule, _ in folding.stacked]
     asked += [x for x in (matrices, folds) if isinstance(x, LeafFunction)]
     lost = [text for function in asked for text in unmatched(function, leaves)]
@@ -158,7 +170,18 @@ def describe_matrices(
     more = len(refused) - _EXAMPLES
     refused[_EXAMPLES:] = [f"and {more} more are refused"] * (more > 0)
     rows = tuple(row for row, _ in found)
-    return MatrixDescription(repr(folding.matrices), rows, (*refused, *lost))
+    return MatrixDescription(repr(folding.matrices), rows, (*refused, *lost, *ties))
+
+
+def _seen(leaf: Leaf, alone: Rule, tied: Rule) -> str:
+    """What an optimizer does, which sees one of the names alone."""
+    if alone.matches(leaf) == tied.matches(leaf):
+        return ""
+    return (
+        "; an optimizer sees this path alone, and takes it for a matrix: write "
+        f"matrices={alone & ~path(glob.escape(leaf.where))!r}, and for the decay "
+        "mask=mask_of(model, standard)"
+    )
 
 
 def _row(leaf: Leaf, folding: Folding) -> tuple[MatrixRow, str]:

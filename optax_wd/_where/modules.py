@@ -20,7 +20,7 @@ from optax_wd._tree.leaves import Leaf
 from optax_wd._tree.typing import Path, PyTree
 from optax_wd._where.linen import of_linen
 from optax_wd._where.rules import LeafFunction, Rule, check_leaves
-from optax_wd._where.ties import Tied
+from optax_wd._where.ties import tie
 
 
 def mask_of(
@@ -102,7 +102,7 @@ def mask_of(
             f"wrt={wrt!r} selects no parameters of {kind}; write the filter that the "
             "optimizer is given"
         )
-    check_leaves(rule, leaves, complete=True)
+    check_leaves(rule, with_names(model, leaves), complete=True)
     asked = tied(rule, model) if isinstance(rule, Rule) else rule
     decide = asked.decider(leaves, complete=True)
     return jax.tree.structure(tree).unflatten(map(decide, leaves))
@@ -124,25 +124,39 @@ def contents(model: Any, wrt: Any = None) -> tuple[PyTree, list[Leaf]]:
 
 
 def tied(rule: Rule, model: Any) -> Rule:
-    """A rule that asks about every name of a leaf that a module holds more than once."""
+    """A rule that asks about every name of what a module holds more than once."""
     shared = shared_names(model)
     if not shared:
         return rule
     from flax import nnx
 
     leaves = {leaf.path: leaf for leaf in contents(model, nnx.Variable)[1]}
+    # Of a Variable under another name its owner there; of a shared module the same.
+    keys = {
+        _leaves.path_of(k): k for group in nnx.find_duplicates(model) for k in group
+    }
+
+    def renamed(leaf: Leaf, name: str) -> Leaf:
+        path = _leaves.path_of([name])
+        owner = _owner(model, keys[path]) if path in keys else leaf.owner
+        return dataclasses.replace(leaf, path=path, owner=owner)
+
     others = {
-        path: tuple(_renamed(model, leaves[path], name) for name in names)
+        path: tuple(renamed(leaves[path], name) for name in names)
         for path, names in shared.items()
     }
-    return Tied(rule, others)
+    return tie(rule, others)
 
 
-def _renamed(model: Any, leaf: Leaf, name: str) -> Leaf:
-    """A leaf under another of its names, with the owner that it has there."""
-    path = _leaves.path_of([name])
-    keys = tuple(int(token) if token.isdigit() else token for token in path)
-    return dataclasses.replace(leaf, path=path, owner=_owner(model, keys))
+def with_names(model: Any, leaves: list[Leaf]) -> list[Leaf]:
+    """The leaves, and those that are shared once more under each other name."""
+    shared = shared_names(model)
+    more = (
+        dataclasses.replace(leaf, path=_leaves.path_of([name]))
+        for leaf in leaves
+        for name in shared.get(leaf.path, ())
+    )
+    return [*leaves, *more]
 
 
 def shared_names(model: Any) -> dict[Path, list[str]]:

@@ -2,17 +2,19 @@
 """Tied parameters: one array under several names, of which one may exempt it.
 
 A tied embedding is a table under one name and the kernel of a head under another. Where
-the module is at hand all names count, and one that exempts the array wins. An optimizer
-sees one name only, the alphabetically first.
+the module is at hand all names count: what a user names is named under any of them, and
+to `standard` and its like one name that exempts the array is enough. An optimizer sees
+one name only, the alphabetically first.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import final
+from typing import Any, final
 
 from optax_wd._tree.leaves import Leaf
 from optax_wd._tree.typing import Path
 from optax_wd._where.rules import NameRule, Rule
+from optax_wd._where.values import Table
 
 
 @final
@@ -21,30 +23,29 @@ class Tied(Rule):
     """A rule that asks about all names of a leaf.
 
     Attributes:
-      rule: the rule that is asked.
+      rule: the rule that is asked, without rules inside.
       others: of each path that is shared, the leaf under its other names.
+      decisive: the answer for which one name is enough.
     """
 
     rule: Rule
     others: Mapping[Path, tuple[Leaf, ...]]
+    decisive: bool
 
     def matches(self, leaf: Leaf) -> bool:
-        """Whether the rule matches under every name."""
-        return all(map(self.rule.matches, self._names(leaf)))
+        """Whether the rule matches, under one name or under every name."""
+        return self.decisive if self._enough(leaf) else not self.decisive
 
     def reason(self, leaf: Leaf) -> str:
-        """The clause that exempts the leaf, under the name where it does."""
-        for name in self._names(leaf):
-            if not self.rule.matches(name):
-                said = self.rule.reason(name)
-                return said if name is leaf else f"{said}, shared as {name.where}"
+        """The clause that decides, and the name under which it does."""
+        for name in self._enough(leaf):
+            said = self.rule.reason(name)
+            return said if name is leaf else f"{said}, shared as {name.where}"
         return self.rule.reason(leaf)
 
     def unsure(self, leaf: Leaf) -> bool:
         """Whether no name decides for sure."""
-        names = self._names(leaf)
-        exempt = [name for name in names if not self.rule.matches(name)]
-        return all(map(self.rule.unsure, exempt or names))
+        return all(map(self.rule.unsure, self._enough(leaf) or self._names(leaf)))
 
     def written(self) -> tuple[NameRule, ...]:
         """The names and patterns of the rule."""
@@ -54,8 +55,29 @@ class Tied(Rule):
         """As the rule."""
         return self.rule.needs_path()
 
-    def _names(self, leaf: Leaf) -> tuple[Leaf, ...]:
-        return (leaf, *self.others.get(leaf.path, ()))
+    def _names(self, leaf: Leaf) -> list[Leaf]:
+        return [leaf, *self.others.get(leaf.path, ())]
+
+    def _enough(self, leaf: Leaf) -> list[Leaf]:
+        """The names under which the answer is the one that decides."""
+        names = self._names(leaf)
+        return [name for name in names if self.rule.matches(name) is self.decisive]
 
     def __repr__(self) -> str:
         return repr(self.rule)
+
+
+def tie(part: Any, others: Mapping[Path, tuple[Leaf, ...]]) -> Any:
+    """A rule in which every part that has no rules inside asks about all names."""
+    if type(part) is tuple:
+        return tuple(tie(inner, others) for inner in part)
+    if not isinstance(part, Rule | Table):
+        return part
+    fields = {
+        field.name: getattr(part, field.name) for field in dataclasses.fields(part)
+    }
+    told = {name: tie(value, others) for name, value in fields.items()}
+    if told != fields:
+        return dataclasses.replace(part, **told)
+    is_leaf = isinstance(part, Rule)
+    return Tied(part, others, isinstance(part, NameRule)) if is_leaf else part

@@ -90,7 +90,7 @@ def test_a_gate_does_not_hide_a_norm(sign: float, kind: str) -> None:
 @pytest.mark.parametrize("rate", [0.004, 0.008, 0.02])
 def test_what_float16_rounds_of_small_weights_is_no_target(rate: float) -> None:
     tx = wd.sgdw(0.0625, wd.masked_decay(rate))
-    row = audited(tx, {"k": jnp.ones((1, 1), "float16")})
+    row = audited(tx, {"kernel": jnp.ones((1, 1), "float16")})
     assert (row.kind, row.shrink) == ("decoupled", pytest.approx(rate / 16, rel=2e-2))
 
 

@@ -340,10 +340,14 @@ def test_a_shared_module_has_one_answer_under_its_first_name() -> None:
     }
 
 
-def test_a_name_that_nnx_does_not_keep_matches_nothing() -> None:
+def test_a_name_that_nnx_does_not_keep_counts_too() -> None:
     module = nnx.eval_shape(lambda: Shared(nnx.Rngs(0)))
-    with pytest.raises(ValueError, match=r"^contains\('second'\) matches no leaf; the"):
-        wd.mask_of(module, wd.contains("second"))
+    assert chosen(wd.mask_of(module, wd.contains("second"))) == {
+        "first/bias",
+        "first/kernel",
+    }
+    with pytest.raises(ValueError, match=r"^contains\('third'\) matches no leaf; the"):
+        wd.mask_of(module, wd.contains("third"))
 
 
 def test_describe_shows_owners_and_metadata() -> None:
