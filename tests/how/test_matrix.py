@@ -782,3 +782,17 @@ def test_the_audit_catches_what_muon_of_optax_decays_there() -> None:
     found = audited(theirs, attention("linen"))
     decayed = {path for path, (kind, _) in found.items() if kind != "none"}
     assert decayed == {"query/bias", "key/bias", "value/bias"}
+
+
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+def test_a_state_of_other_matrices_is_refused_with_their_names(name: str) -> None:
+    make = functools.partial(getattr(wd, name), 0.1, wd.masked_decay(0.1))
+    params = {"a": {"kernel": jnp.ones((3, 4))}, "b": {"kernel": jnp.ones((3, 4))}}
+    old, new = make(matrices=wd.matrices & ~wd.contains("b")), make()
+    state = old.init(params)
+    for update in (new.update, jax.jit(new.update)):
+        with pytest.raises(ValueError, match="other matrices than matrices: .* b/kern"):
+            update(params, state, params)
+    old.update(params, state, params)
+    legacy = make(matrices=wd.roles.matrices_0_1)
+    legacy.update(params, legacy.init(params), params)

@@ -87,7 +87,7 @@ def test_types_of_modules_that_speak_against_a_path_are_told() -> None:
     class Mystery(nnx.Module):
         def __init__(self) -> None:
             self.lookup = nnx.Embed(7, 4, rngs=nnx.Rngs(0))
-            setattr(self.lookup, "weight", nnx.Param(jnp.ones((7, 4))))
+            self.lookup.weight = nnx.Param(jnp.ones((7, 4)))  # pyright: ignore
 
     said = " ".join(wd.describe(wd.standard, Mystery()).warnings)
     assert "lookup/weight decays; pass mask=mask_of(model, standard)" in said

@@ -13,8 +13,9 @@ import optax
 from jax.core import Tracer
 
 from optax_wd._how.chains.ready import check_decay, scale_by_learning_rates
+from optax_wd._how.matrix.orthogonal import MatrixState
 from optax_wd._how.placement import AfterLearningRate
-from optax_wd._tree.leaves import is_number
+from optax_wd._tree.leaves import is_number, leaves_with_paths
 from optax_wd._where.folds import Folding
 
 _NONE = optax.identity()
@@ -55,6 +56,7 @@ def matrix_chain(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
+        _check_state(folding, updates, state[0][0].inner_state)
         direction, scaled = scale.update(updates, state[0], params)
         signs = extra_args | {"sign_of": direction}
         total, decayed = before.update(direction, state[1], params, **signs)
@@ -63,6 +65,23 @@ def matrix_chain(
         return final, (scaled, decayed, rated, last)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_state(folding: Folding, updates: optax.Updates, held: Any) -> None:
+    """Refuse the state of a run that took other leaves for matrices."""
+    if not isinstance(held, MatrixState):
+        return
+    kept = {path for path, _ in leaves_with_paths(held.matrix_momentum)}
+    answers = leaves_with_paths(folding.choose(updates))
+    chosen = {path for path, answer in answers if answer is True}
+    if kept == chosen:
+        return
+    names = ", ".join("/".join(path) for path in sorted(kept ^ chosen)[:3])
+    raise ValueError(
+        f"the state is of other matrices than {folding.matrices!r}: they differ in "
+        f"{names}; go on with the rule that made it, matrices=roles.matrices_0_1 for a "
+        "run of version 0.1, or begin with a new state"
+    )
 
 
 def _decays(
