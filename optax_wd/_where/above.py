@@ -7,7 +7,7 @@ module called `scale`, `shift`, `mean`, `prefix` or `cls` is as often a linear l
 """
 
 from optax_wd._tree.typing import Shape
-from optax_wd._where.lexicon import Kind
+from optax_wd._where.lexicon import EMBEDS, Kind
 from optax_wd._where.verdicts import Verdict
 from optax_wd._where.words import Reading
 
@@ -115,7 +115,7 @@ def _may_embed(*modules: Reading | None) -> bool:
     found = [module for module in modules if module is not None]
     return any(
         module.every & Kind.TABLE
-        or any(word.startswith("emb") for word in module.words)
+        or any(word.startswith(EMBEDS) for word in module.words)
         for module in found
     )
 

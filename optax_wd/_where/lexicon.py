@@ -187,6 +187,8 @@ DENSE: _Words = {
 # and words that tell of hidden ones: `multi_head`, `pre_logits`.
 OUTPUTS = frozenset("head unembed logits classifier score".split())
 HIDDEN = frozenset("multi pre".split())
+# What the words of all modules that embed begin with, linear layers among them.
+EMBEDS = "emb"
 # Only in front of all: deeper down BERT has an `output`, and GPT-J an `fc_out`, in
 # every layer.
 OUTERMOST = frozenset("output fc_out".split())

@@ -15,7 +15,7 @@ from optax_wd._tree import leaves as _leaves
 from optax_wd._tree.leaves import Leaf
 from optax_wd._tree.typing import Path, Shape
 from optax_wd._where.atoms import documented
-from optax_wd._where.lexicon import HIDDEN, OUTERMOST, OUTPUTS, Kind
+from optax_wd._where.lexicon import EMBEDS, HIDDEN, OUTERMOST, OUTPUTS, Kind
 from optax_wd._where.owners import asks_the_model
 from optax_wd._where.roles import verdict
 from optax_wd._where.rules import (
@@ -147,7 +147,7 @@ def _embeds(words: Reading) -> bool:
     if words.has("patch", "patches"):
         return False
     return bool(words.every & Kind.TABLE) or any(
-        w.startswith("emb") for w in words.words
+        w.startswith(EMBEDS) for w in words.words
     )
 
 
