@@ -3,6 +3,7 @@
 
 import io
 
+import jax
 import pytest
 
 from optax_wd._see.files import headers as _headers
@@ -42,9 +43,10 @@ def test_a_source_reads_exactly_and_never_past_the_end() -> None:
     ],
 )
 def test_names_are_split_at_dots_and_slashes(name: str, path: str) -> None:
-    assert _headers.flat_path(name) == path
+    leaf = jax.ShapeDtypeStruct((2,), "float32")
+    assert list(_headers.by_path({name: leaf})) == [path]
 
 
 def test_a_name_of_dots_alone_is_refused() -> None:
     with pytest.raises(_headers.CheckpointError, match="has a part that is empty"):
-        _headers.flat_path("...")
+        _headers.by_path({"...": jax.ShapeDtypeStruct((2,), "float32")})

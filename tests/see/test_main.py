@@ -639,7 +639,7 @@ def test_a_shard_without_its_array_is_refused(tmp_path: Any, capfd: Any) -> None
     index = tmp_path / "a.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"head.scale": "a.safetensors"}}))
     assert run("describe", tmp_path) == 2
-    assert_one_line(capfd, "a.safetensors: there is no 'head/scale' in it")
+    assert_one_line(capfd, "a.safetensors: there is no 'head.scale' in it")
 
 
 def test_headers_of_shards_are_bounded_together(tmp_path: Any, capfd: Any) -> None:

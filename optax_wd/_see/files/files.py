@@ -21,7 +21,7 @@ from optax_wd._see.files.headers import (
     Found,
     Source,
     add,
-    flat_path,
+    by_path,
     parse_json,
     spec,
 )
@@ -120,7 +120,8 @@ def _about(path: pathlib.Path) -> Iterator[None]:
 
 def _read_with(reader: Callable[[Source], Found], path: pathlib.Path) -> Found:
     with open(path, "rb") as file, _about(path):
-        return reader(Source(file))
+        found = reader(Source(file))
+        return by_path(found) if reader is read_safetensors else found
 
 
 def _without_value(found: Found) -> Found:
@@ -160,7 +161,8 @@ def _read_shards(index: pathlib.Path) -> Found:
                 if name not in part:
                     raise CheckpointError(f"there is no {reprlib.repr(name)} in it")
                 add(found, name, part[name])
-    return found
+    with _about(index):
+        return by_path(found)
 
 
 def _shards(source: Source) -> dict[str, list[str]]:
@@ -178,7 +180,7 @@ def _shards(source: Source) -> dict[str, list[str]]:
             raise CheckpointError(
                 f"the shard {reprlib.repr(shard)} is no name of a file in this folder"
             )
-        shards.setdefault(shard, []).append(flat_path(name))
+        shards.setdefault(shard, []).append(name)
     if len(shards) > _MAX_SHARDS:
         raise CheckpointError(f"the index names more than {_MAX_SHARDS} shards")
     return shards

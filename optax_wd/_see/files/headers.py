@@ -9,13 +9,14 @@ allow. Weights are skipped, never read.
 import json
 import math
 import os
-import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
+
+from optax_wd._see.files.separators import paths_of
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 MAX_LEAVES = 300_000  # a mixture of hundreds of experts has some 100 000
@@ -110,18 +111,22 @@ def _check_name(name: str) -> None:
             f"the name {reprlib.repr(name)} holds control characters, <, > or "
             "backslashes, which the names of parameters do not"
         )
-    if set(name.split("/")) & {"", ".", ".."}:
+    parts = name.split("/")
+    if not (parts[0] and parts[-1]) or {".", ".."} & set(parts):
         raise CheckpointError(
             f"the name {reprlib.repr(name)} has a part that is empty, . or ..; "
             "expected one such as 'a/b/kernel'"
         )
 
 
-def flat_path(name: str) -> str:
-    """The path of a name whose tokens are separated by dots, as in PyTorch."""
-    path = "/".join(filter(None, re.split("[./]", name)))
-    _check_name(path)  # `...` has no part at all
-    return path
+def by_path(found: Mapping[str, jax.ShapeDtypeStruct]) -> Found:
+    """Arrays under flat names, each under its path."""
+    paths: Found = {}
+    for name, tokens in paths_of(found).items():
+        path = "/".join(tokens)
+        _check_name(path)  # `...` has no token at all
+        add(paths, path, found[name])
+    return paths
 
 
 def add(found: Found, path: str, leaf: jax.ShapeDtypeStruct) -> None:

@@ -16,8 +16,8 @@ from optax_wd._see.files.headers import (
     Found,
     Source,
     add,
+    by_path,
     count,
-    flat_path,
     spec,
 )
 
@@ -61,7 +61,7 @@ class _Bounded:
 
 
 def read_npz(source: Source) -> Found:
-    """The arrays of an archive, their names split at dots as well as at slashes.
+    """The arrays of an archive, by path.
 
     Text and times are left out, as no arrays of numbers.
 
@@ -80,7 +80,7 @@ def read_npz(source: Source) -> Found:
         raise CheckpointError(
             f"the zip archive is truncated or damaged: {error}"
         ) from None
-    return found
+    return by_path(found)
 
 
 def _add(found: Found, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
@@ -109,7 +109,7 @@ def _add(found: Found, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
             f"{shown} has {info.file_size} bytes, which is not what {leaf.dtype} of "
             f"shape {reprlib.repr(sizes)} takes"
         )
-    add(found, flat_path(name), leaf)
+    add(found, name, leaf)
 
 
 def _header(member: IO[bytes], shown: str) -> str:

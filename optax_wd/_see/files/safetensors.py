@@ -14,7 +14,6 @@ from optax_wd._see.files.headers import (
     Source,
     add,
     count,
-    flat_path,
     parse_json,
     spec,
 )
@@ -39,7 +38,7 @@ _DTYPES = {
 
 
 def read_safetensors(source: Source) -> Found:
-    """The arrays of one file, their names split at dots as well as at slashes.
+    """The arrays of one file, by the names that it has.
 
     Raises:
       CheckpointError: if the header is none, or does not fit the file.
@@ -90,4 +89,4 @@ def _add(found: Found, name: str, entry: Any, room: int) -> None:
             f"the data of {shown} has {end - start} bytes, which is not what {dtype} "
             f"of shape {reprlib.repr(shape)} takes"
         )
-    add(found, flat_path(name), leaf)
+    add(found, name, leaf)
