@@ -5,9 +5,11 @@
     python -m optax_wd diff BEFORE AFTER [--rule EXPR | --recipe NAME]
 
 Reads names, shapes and dtypes, never weights, and runs nothing that a file contains.
+Of a whole train state the parameters are shown, and what is left out is named.
 """
 
 import argparse
+import dataclasses
 import html
 import inspect
 import json
@@ -20,6 +22,7 @@ from typing import Any, NoReturn
 
 import optax_wd as wd
 from optax_wd._see.files import files as _files
+from optax_wd._see.files import states as _states
 from optax_wd._tree import fold as _fold
 
 _RECIPES = [name for name, _ in inspect.getmembers(wd.recipes, inspect.isfunction)]
@@ -50,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: those after the name of the program; None for those of the process.
 
     Returns:
-      The exit status: 0; 1 if `diff` finds a difference; 2 after an error, which is
-      one line on the standard error, or three if a rule does not parse.
+      The exit status: 0; 1 if `diff` finds a difference, or `describe --strict` has a
+      warning; 2 after an error, which is one line on the standard error, or three if a
+      rule does not parse.
     """
     try:
         if sys.stdout is None:
@@ -75,11 +79,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m optax_wd", description=(__doc__ or "").split("\n")[0]
     )
+    parser.add_argument(
+        "--version", action="version", version=f"optax_wd {wd.__version__}"
+    )
     commands = parser.add_subparsers(required=True, metavar="describe | diff")
     describe = commands.add_parser("describe", help="show which arrays decay, and why")
     describe.set_defaults(run=_describe)
     describe.add_argument("checkpoint", help=_CHECKPOINT)
     _add_rule(describe)
+    _add_part(describe)
+    describe.add_argument(
+        "--strict", action="store_true", help="exit with 1 if there is a warning"
+    )
     form = describe.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print it as JSON")
     form.add_argument(
@@ -94,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("before", help=_CHECKPOINT)
     diff.add_argument("after", help="the same")
     _add_rule(diff)
+    _add_part(diff)
     diff.add_argument("--json", action="store_true", help="print it as JSON")
     return parser
 
@@ -108,6 +120,14 @@ def _add_rule(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--recipe", choices=_RECIPES, metavar="NAME", help=", ".join(_RECIPES)
+    )
+
+
+def _add_part(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--only", metavar="PATH", help="the arrays below this path")
+    group.add_argument(
+        "--all", action="store_true", help="the state of an optimizer too"
     )
 
 
@@ -133,22 +153,42 @@ def _rule(given: argparse.Namespace) -> wd.Rule:
     return rule
 
 
-def _description(rule: wd.Rule, checkpoint: str) -> wd.Description:
-    return wd.describe(rule, _files.read(checkpoint))
+def _description(given: argparse.Namespace, checkpoint: str) -> wd.Description:
+    """What is asked for of the arrays that are meant; its warnings name the others."""
+    rule, found = _rule(given), _files.read(checkpoint)
+    left: dict[str, int] = {}
+    if given.only is not None:
+        found = _states.subtree(found, given.only)
+    elif not given.all:
+        found, left = _states.parameters(found)
+    try:
+        described = wd.describe(rule, found)
+    except ValueError as error:
+        if "mask_of" not in str(error):
+            raise
+        raise ValueError(
+            f"{rule!r} asks for the types of modules, which a file does not have; go "
+            "by names: --rule \"~contains('ln_*')\", or "
+            "recipes.hf_trainer(contains('ln_*'))"
+        ) from None
+    if left:
+        names = ", ".join(f"{name} ({n} arrays)" for name, n in left.items())
+        text = f"left out, as no parameters: {names}; --all shows them"
+        described = dataclasses.replace(described, notes=(text,))
+    return described
 
 
 def _describe(given: argparse.Namespace) -> int:
-    found = _description(_rule(given), given.checkpoint)
+    found = _description(given, given.checkpoint)
     if given.html is not None:
         _write_page(pathlib.Path(given.html), given.checkpoint, found)
     else:
         _write(_json(found) if given.json else _coloured(str(found)))
-    return 0
+    return 1 if given.strict and found.warnings else 0
 
 
 def _diff(given: argparse.Namespace) -> int:
-    rule = _rule(given)
-    found = wd.diff(_description(rule, given.before), _description(rule, given.after))
+    found = wd.diff(*(_description(given, x) for x in (given.before, given.after)))
     _write(_json(found) if given.json else str(found))
     return 1 if found else 0
 

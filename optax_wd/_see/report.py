@@ -51,12 +51,14 @@ class Description:
       amount: what the shrink is the product of, as text; empty if there is none.
       rows: one Row for each array, in the order of `jax.tree.leaves`.
       warnings: sentences about what looks unintended.
+      notes: sentences about what is not shown.
     """
 
     mask: str
     amount: str
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """How many tensors and parameters decay, do not, and are marked as unsure."""
@@ -116,6 +118,7 @@ class Description:
             "does_not_decay": _totals([row for row in self.rows if not row.decays]),
             "unsure": _totals([row for row in self.rows if row.unsure]),
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
         }
 
     def _head(self) -> list[str]:
@@ -124,7 +127,8 @@ class Description:
         return [_fold.printable(line) for line in lines]
 
     def _tail(self) -> list[str]:
-        return [f"warning: {_fold.printable(text)}" for text in self.warnings]
+        warnings = (f"warning: {text}" for text in self.warnings)
+        return [_fold.printable(text) for text in (*self.notes, *warnings)]
 
     def __str__(self) -> str:
         return "\n".join([*self._head(), self.table(), self.summary(), *self._tail()])

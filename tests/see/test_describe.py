@@ -246,7 +246,16 @@ def test_the_dict_is_plain_data_with_everything_in_it() -> None:
     description = wd.describe(wd.everything, model(2), multiplier=factors)
     data = json.loads(json.dumps(description.to_dict()))
     assert set(data) == {
-        *("mask", "amount", "rows", "decays", "does_not_decay", "unsure", "warnings")
+        *(
+            "mask",
+            "amount",
+            "rows",
+            "decays",
+            "does_not_decay",
+            "unsure",
+            "warnings",
+            "notes",
+        )
     }
     assert data["amount"] == ""
     assert data["mask"] == "everything"

@@ -189,8 +189,14 @@ def test_diff_of_equal_checkpoints_exits_with_0(tmp_path: Any, capfd: Any) -> No
             ("describe", "FILE", "--recipe", "modded_nanogpt"),
             "the recipe modded_nanogpt gives factors, not what decays; use it in",
         ),
-        (("describe", "FILE", "--recipe", "detectron2"), "make the mask with mask_of"),
-        (("describe", "FILE", "--rule", "owned_by('Dense')"), "with mask_of"),
+        (
+            ("describe", "FILE", "--recipe", "detectron2"),
+            "which a file does not have; go by names: --rule",
+        ),
+        (
+            ("describe", "FILE", "--rule", "owned_by('Dense')"),
+            "which a file does not have; go by names: --rule",
+        ),
         (("describe", "/nope\x1b/\n"), r"/nope\x1b/\n: No such file or directory"),
         (("describe", "FILE", "--html", "/nope/x.html"), "No such file or directory"),
         (("describe", "FILE", "--html", "FOLDER"), "FOLDER: Is a directory"),
