@@ -9,9 +9,9 @@ if they are no number, or ValueError, with the name of the argument.
 
 import math
 
+from optax_wd._amount.amounts import check_all_positive
 from optax_wd._amount.timescales import at_equal_timescale as at_equal_timescale
 from optax_wd._amount.timescales import best_fraction as best_fraction
-from optax_wd._amount.timescales import check_all as _check_all
 from optax_wd._amount.timescales import decoupled_from_epochs as decoupled_from_epochs
 from optax_wd._amount.timescales import (
     decoupled_from_fraction as decoupled_from_fraction,
@@ -43,7 +43,7 @@ def independent_from_decoupled(weight_decay: float, peak_learning_rate: float) -
 
     Source: Wortsman et al., arXiv:2309.14322, section 3.1.3.
     """
-    _check_all(weight_decay=weight_decay, peak_learning_rate=peak_learning_rate)
+    check_all_positive(weight_decay=weight_decay, peak_learning_rate=peak_learning_rate)
     return weight_decay * peak_learning_rate
 
 
@@ -64,7 +64,7 @@ def decoupled_from_independent(independent: float, peak_learning_rate: float) ->
 
     Source: Wortsman et al., arXiv:2309.14322, section 3.1.3.
     """
-    _check_all(independent=independent, peak_learning_rate=peak_learning_rate)
+    check_all_positive(independent=independent, peak_learning_rate=peak_learning_rate)
     return independent / peak_learning_rate
 
 
@@ -125,7 +125,7 @@ def normalized_from_decoupled(
 def _root(
     batch_size: float, dataset_size: float, epochs: float, **coefficient: float
 ) -> float:
-    _check_all(
+    check_all_positive(
         **coefficient, batch_size=batch_size, dataset_size=dataset_size, epochs=epochs
     )
     return math.sqrt(batch_size / (dataset_size * epochs))

@@ -150,6 +150,12 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is a finite number above 0, got {value!r}")
 
 
+def check_all_positive(**values: float) -> None:
+    """Refuse arguments that are no numbers above 0, by their names."""
+    for name, value in values.items():
+        check_positive(name, value)
+
+
 def check_number(name: str, value: Any, *, least: float) -> None:
     """Refuse what is no finite number from `least` on."""
     _check_one(name, value)

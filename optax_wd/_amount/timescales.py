@@ -6,7 +6,7 @@ in steps, in epochs, or as a fraction of the training; `conversions` has it all,
 says what all of its functions take and refuse.
 """
 
-from optax_wd._amount.amounts import check_positive
+from optax_wd._amount.amounts import check_all_positive
 
 
 def steps_from_decoupled(weight_decay: float, learning_rate: float) -> float:
@@ -28,7 +28,7 @@ def steps_from_decoupled(weight_decay: float, learning_rate: float) -> float:
 
     Source: Wang & Aitchison, arXiv:2405.13698.
     """
-    check_all(weight_decay=weight_decay, learning_rate=learning_rate)
+    check_all_positive(weight_decay=weight_decay, learning_rate=learning_rate)
     return 1.0 / (learning_rate * weight_decay)
 
 
@@ -55,7 +55,7 @@ def epochs_from_decoupled(
 
     Source: Wang & Aitchison, arXiv:2405.13698.
     """
-    check_all(steps_per_epoch=steps_per_epoch)
+    check_all_positive(steps_per_epoch=steps_per_epoch)
     return steps_from_decoupled(weight_decay, learning_rate) / steps_per_epoch
 
 
@@ -76,7 +76,7 @@ def decoupled_from_steps(timescale_steps: float, learning_rate: float) -> float:
 
     Source: Wang & Aitchison, arXiv:2405.13698.
     """
-    check_all(timescale_steps=timescale_steps, learning_rate=learning_rate)
+    check_all_positive(timescale_steps=timescale_steps, learning_rate=learning_rate)
     return 1.0 / (learning_rate * timescale_steps)
 
 
@@ -100,7 +100,9 @@ def decoupled_from_epochs(
 
     Source: Wang & Aitchison, arXiv:2405.13698.
     """
-    check_all(timescale_epochs=timescale_epochs, steps_per_epoch=steps_per_epoch)
+    check_all_positive(
+        timescale_epochs=timescale_epochs, steps_per_epoch=steps_per_epoch
+    )
     return decoupled_from_steps(timescale_epochs * steps_per_epoch, learning_rate)
 
 
@@ -129,7 +131,7 @@ def fraction_from_decoupled(
 
     Source: Power Lines, arXiv:2505.13738, where it is called tau.
     """
-    check_all(batch_size=batch_size, tokens=tokens)
+    check_all_positive(batch_size=batch_size, tokens=tokens)
     steps = tokens / batch_size
     return epochs_from_decoupled(weight_decay, learning_rate, steps)
 
@@ -157,7 +159,7 @@ def decoupled_from_fraction(
 
     Source: Power Lines, arXiv:2505.13738, where the fraction is called tau.
     """
-    check_all(fraction=fraction, batch_size=batch_size, tokens=tokens)
+    check_all_positive(fraction=fraction, batch_size=batch_size, tokens=tokens)
     return decoupled_from_steps(fraction * (tokens / batch_size), learning_rate)
 
 
@@ -186,7 +188,7 @@ def best_fraction(tokens_per_parameter: float) -> float:
 
     Source: Bergsma et al., Power Lines, arXiv:2505.13738, the law of the optimal tau.
     """
-    check_all(tokens_per_parameter=tokens_per_parameter)
+    check_all_positive(tokens_per_parameter=tokens_per_parameter)
     return 1.084 * tokens_per_parameter**-0.527
 
 
@@ -225,7 +227,7 @@ def at_equal_timescale(
     Source: Wang & Aitchison, arXiv:2405.13698. In Power Lines, arXiv:2505.13738, it is
     best to keep it where the batch size changes alone; else see `best_fraction`.
     """
-    check_all(
+    check_all_positive(
         weight_decay=weight_decay,
         batch_size_ratio=batch_size_ratio,
         tokens_ratio=tokens_ratio,
@@ -234,9 +236,3 @@ def at_equal_timescale(
     )
     more = batch_size_ratio * width_ratio
     return weight_decay * more / (tokens_ratio * learning_rate_ratio)
-
-
-def check_all(**values: float) -> None:
-    """Refuse arguments that are no numbers above 0, by their names."""
-    for name, value in values.items():
-        check_positive(name, value)
