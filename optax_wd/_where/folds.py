@@ -223,5 +223,8 @@ def _stacked_advice(leaf: Leaf, inner: Shape) -> str:
     """What to write for stacked axes: the rule, where one less would be known."""
     if len(inner) < leaf.ndim or unstacked(leaf.path, inner) is None:
         return "name its stacked axes in stacked="
-    only = path(glob.escape(leaf.where)) if leaf.path else everything
+    # The module, whose biases have the axis too: alone they would pass for matrices.
+    *module, name = leaf.path or ("",)
+    below = "/".join([*map(glob.escape, module), "**" if module else glob.escape(name)])
+    only = path(below) if leaf.path else everything
     return f"one axis may be stacked, as stacked={only!r} says of the first"

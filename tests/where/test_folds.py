@@ -222,8 +222,9 @@ def test_a_use_that_is_known_with_an_axis_less_is_offered_with_its_stacked_axis(
     leaf: Any, expected: Any
 ) -> None:
     choice, letters = expected
-    # Of this leaf alone: what else is in its modules may not be stacked.
-    rule = f"path({leaf[0].replace('[', '[[]')!r})"
+    # Of its module: the biases beside it have the axis too.
+    module, _, name = leaf[0].replace("[", "[[]").rpartition("/")
+    rule = f"path({module + '/**' if module else name!r})"
     (warning,) = wd.describe_matrices(shapes(nested(*leaf))).warnings
     assert (
         f"axes and no known use; one axis may be stacked, as stacked={rule} says of "
@@ -560,7 +561,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         ALL,
         {},
         r"^'b/w' of shape \(3, 2, 2\) has 3 axes and no known use; one axis may be "
-        r"stacked, as stacked=path\('b/w'\) says of the first, or name its fold in "
+        r"stacked, as stacked=path\('b/\*\*'\) says of the first, or name its fold in "
         r"folds=first_match\(\(path\('b/w'\), ...\)\): 'bio' for experts, 'ioo' where "
         "it makes heads, 'iio' where it merges them or is a convolution; or leave it "
         r"to AdamW: matrices=matrices & ~path\('b/w'\)$",
@@ -765,3 +766,16 @@ def test_a_tree_without_arrays_is_refused() -> None:
 def test_leaves_that_are_no_arrays_have_no_row() -> None:
     params = {"f": jnp.tanh, "w": jnp.ones((2, 3)), "none": None}
     assert [row.path for row in wd.describe_matrices(params).rows] == ["w"]
+
+
+def test_the_advice_for_a_stack_leaves_no_bias_of_it_a_matrix() -> None:
+    kernel, bias = jnp.ones((6, 8, 16)), jnp.ones((6, 16))
+    params = {"blocks": {"proj_in": {"w": kernel, "offsets_of": bias}}}
+    (said,) = wd.describe_matrices(params).warnings
+    advised = re.search(r"stacked=(path\('[^']+'\))", said)
+    assert advised is not None
+    rows = wd.describe_matrices(params, stacked=wd.parse_rule(advised[1])).rows
+    assert {row.path: row.fold for row in rows} == {
+        "blocks/proj_in/offsets_of": "",
+        "blocks/proj_in/w": "bio",
+    }
