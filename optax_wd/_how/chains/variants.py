@@ -29,13 +29,13 @@ def nadamw(
     """Adam with Nesterov momentum and a decay of your choice: `adamw(nesterov=True)`.
 
     Args:
-      learning_rate: as in `adamw`, and so are all the others.
-      decay: between preconditioner and learning rate.
-      b1: decay rate of the first moment, in [0, 1).
-      b2: decay rate of the second moment, in [0, 1).
-      eps: added to the root of the second moment.
-      eps_root: added to the second moment inside the root.
-      mu_dtype: dtype of the first moment; by default that of the parameters.
+      learning_rate: as in `adamw`.
+      decay: as in `adamw`.
+      b1: as in `adamw`.
+      b2: as in `adamw`.
+      eps: as in `adamw`.
+      eps_root: as in `adamw`.
+      mu_dtype: as in `adamw`.
 
     Returns:
       A transformation whose state is the chain's.
@@ -82,10 +82,10 @@ def adamc(
       mask: as in `masked_decay`. The paper means weights whose output is normalised.
       peak: the highest value of `learning_rate`, more than 0.
       b1: decay rate of the first moment, in [0, 1), and so on: as in `adamw`.
-      b2: decay rate of the second moment, in [0, 1).
-      eps: added to the root of the second moment.
-      eps_root: added to the second moment inside the root.
-      mu_dtype: dtype of the first moment; by default that of the parameters.
+      b2: as in `adamw`.
+      eps: as in `adamw`.
+      eps_root: as in `adamw`.
+      mu_dtype: as in `adamw`.
       nesterov: whether to use Nesterov momentum.
 
     Returns:

@@ -43,8 +43,7 @@ def anchored_weight_decay(
     decay of its own.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: as in `masked_decay`.
       to: None for the parameters at `init`; one number, such as 1 for the scales of
         norms; or a tree of numbers and of arrays of the shapes of the parameters. It is

@@ -40,8 +40,7 @@ def averaged_weight_decay(
     `optax.apply_if_finite`. A constant `weight_decay` of 0 stops the average as well.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: as in `masked_decay`. It says what is pulled; all that is inexact is
         averaged, so that a checkpoint survives a change of mask.
       average_decay: the part of the average that a step keeps, in [0, 1); it looks back

@@ -38,8 +38,7 @@ def cautious_weight_decay(
     once more.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: as in `masked_decay`.
       multiplier: as in `masked_decay`.
 

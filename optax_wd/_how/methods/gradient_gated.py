@@ -34,8 +34,7 @@ def gradient_gated_weight_decay(
     `grad` is that of the last micro-batch: pass the mean over the whole batch with it.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: as in `masked_decay`.
       multiplier: as in `masked_decay`.
 

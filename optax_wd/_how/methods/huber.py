@@ -39,8 +39,7 @@ def huber_weight_decay(
     complex parameters the modulus counts.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: as in `masked_decay`.
       threshold: the size from which on the pull is constant, in the unit of the
         parameters; more than 0.

@@ -27,14 +27,12 @@ def inversely_gated_weight_decay(
     step, and is here to show that the choice of coordinates matters.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: as in `masked_decay`.
       multiplier: as in `masked_decay`.
 
     Returns:
-      A transformation with a `DecayState` and empty memory. Updates keep their dtypes.
-      Its `update` takes `sign_of=`, a tree of the signs of the updates to gate by.
+      A transformation as that of `cautious_weight_decay`, which takes `sign_of=` too.
 
     Raises:
       TypeError: as `masked_decay`.

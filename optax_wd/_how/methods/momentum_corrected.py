@@ -32,8 +32,7 @@ def momentum_corrected_weight_decay(
     neither does `optax.ema`.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: as in `masked_decay`.
       momentum: that of the optimizer, in [0, 1).
       dampening: that of the optimizer, in [0, 1); Optax's `trace` has none.

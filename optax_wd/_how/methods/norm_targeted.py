@@ -38,8 +38,7 @@ def norm_targeted_weight_decay(
     norm either, which moves with the gradient; `pin_norms` and `keep_norms` hold it.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: as in `masked_decay`.
       norm: the target, in the units of the parameters, 0 or more; by default the norm
         that each tensor has at `init`.

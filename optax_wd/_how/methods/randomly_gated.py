@@ -40,8 +40,7 @@ def randomly_gated_weight_decay(
     one; plain decay by `fraction * weight_decay` is the other control.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: as in `masked_decay`.
       fraction: the probability that a coordinate decays, of 0 to 1.
       seed: an integer.

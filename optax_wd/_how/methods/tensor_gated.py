@@ -37,8 +37,7 @@ def tensor_gated_weight_decay(
     `sign_of=` is not used, and on sharded tensors it adds a sum over devices.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: as in `masked_decay`.
       stacked: leaves that hold several tensors: a rule, for axis 0, or pairs
         `(rule, axis)`. Each has a decision of its own.

@@ -58,8 +58,7 @@ def token_aware_weight_decay(
     those of the last micro-batch: pass the counts of the whole batch with that one.
 
     Args:
-      weight_decay: dimensionless; multiplied by the learning rate that follows. A
-        number, a schedule of the step, or a 0-d array.
+      weight_decay: as in `masked_decay`.
       mask: the leaves that have the vocabulary on `axis`, as in `masked_decay`. By
         default those named `embedding`.
       axis: that of the vocabulary: 0 of an embedding table, 1 or -1 of the kernel of an
