@@ -7,8 +7,9 @@ said instead is why, and what there is to choose from.
 """
 
 import fnmatch
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from optax_wd._tree.typing import Path, Shape
@@ -29,8 +30,14 @@ class Known(NamedTuple):
     choices: str = ""
 
 
-def _globs(patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(map(fnmatch.translate, patterns.split())))
+def _globs(patterns: str) -> Callable[[str], bool]:
+    """Whether a token is one of some globs; compiled when it is first asked."""
+
+    @functools.cache
+    def compiled() -> re.Pattern[str]:
+        return re.compile("|".join(map(fnmatch.translate, patterns.split())))
+
+    return lambda token: compiled().match(token) is not None
 
 
 # Modules of Flax attention. Others of like names have no heads: `q_proj`, say, whose
@@ -46,7 +53,7 @@ _MIXTURES = _globs("moe *_moe")
 _MIXED_BLOCKS = _globs("moe_* moeblock*")
 _EXPERT_LEAVES = _globs("kernel weight w wi* wo* w1 w2 w3 experts_*")
 # One expert out of a list: its arrays have no axis of experts. Linen says `experts_0`.
-_ONE_EXPERT = re.compile(r"(^|/)(experts?_\d+|(\w+_)?experts?/\d+)/")
+_ONE_EXPERT = r"(^|/)(experts?_\d+|(\w+_)?experts?/\d+)/"
 
 # Attention inside of a mixture of experts, whose kernels are no experts. Projections
 # tell it where they hold layers; as a layer of its own `out` may belong to an expert.
@@ -121,17 +128,17 @@ def _convolution(path: Path, inner: Shape) -> Known | None:
     dense, cuts = _dense(is_torch, ndim), _cuts_patches(path, inner)
     if ndim > 5:
         return None
-    if _GROUPED.match(module):
+    if _GROUPED(module):
         what = "a depthwise or grouped convolution is no matrix and belongs to AdamW"
         return Known(None, what, f"{dense!r} only where it is dense")
-    if not (_CONVOLUTIONS.match(module) or cuts):
+    if not (_CONVOLUTIONS(module) or cuts):
         return None
-    if _TRANSPOSED.match(module) and name != "kernel":
+    if _TRANSPOSED(module) and name != "kernel":
         return _transposed(is_torch, ndim)
-    if _LOCAL.match(module) and not is_torch:
+    if _LOCAL(module) and not is_torch:
         return Known("b" * (ndim - 2) + "io", "convolution, anew at each position")
     inputs, outputs = (inner[1], inner[0]) if is_torch else inner[-2:]
-    if inputs == 1 < outputs and not (cuts or _TRANSPOSED.match(module)):
+    if inputs == 1 < outputs and not (cuts or _TRANSPOSED(module)):
         what = (
             "a convolution of one input channel may be depthwise, which is no matrix "
             "and belongs to AdamW, or dense, as over grey images"
@@ -167,8 +174,8 @@ def _has_experts(path: Path) -> bool:
     tokens = [token.casefold() for token in path]
     return (
         any(_any(names, tokens) for names in (_EXPERTS, _MIXTURES, _MIXED_BLOCKS))
-        and _ONE_EXPERT.search("/".join(tokens)) is None
-        and _EXPERT_LEAVES.match(tokens[-1]) is not None
+        and re.search(_ONE_EXPERT, "/".join(tokens)) is None
+        and _EXPERT_LEAVES(tokens[-1])
     )
 
 
@@ -194,5 +201,5 @@ def _among_experts(path: Path, used: Known | None) -> Known | None:
     return Known(None, what, f"{used.letters!r} or {experts.letters!r}")
 
 
-def _any(names: re.Pattern[str], tokens: Sequence[str]) -> bool:
-    return any(map(names.match, tokens))
+def _any(names: Callable[[str], bool], tokens: Sequence[str]) -> bool:
+    return any(map(names, tokens))

@@ -6,6 +6,7 @@ They go by lists of whole tokens, which `roles` replaced. Nothing else uses the 
 
 import dataclasses
 import fnmatch
+import functools
 import re
 from typing import final
 
@@ -89,11 +90,15 @@ HEADS = (
 # every layer.
 OUTERMOST_HEADS = frozenset("output fc_out".split())
 _WRAPPERS = frozenset("params model module".split())
+
+
 # Not a patch embedding, which is a convolution, and not attention of many heads.
-_NAMES = re.compile(
-    "(?!patch_embed|multi_head)"
-    f"({'|'.join(map(fnmatch.translate, EMBEDDINGS + HEADS))})"
-)
+@functools.cache
+def _names() -> re.Pattern[str]:
+    return re.compile(
+        "(?!patch_embed|multi_head)"
+        f"({'|'.join(map(fnmatch.translate, EMBEDDINGS + HEADS))})"
+    )
 
 
 @final
@@ -124,7 +129,7 @@ class OldMatrices(Rule):
             return "empty"
         is_patch = leaf.path[-2:] == ("embedding", "kernel") and leaf.ndim == 4
         path = leaf.path[:-2] if is_patch else leaf.path
-        named = (token for token in path if _NAMES.match(token.casefold()))
+        named = (token for token in path if _names().match(token.casefold()))
         return next(named, _placed(path))
 
     def __repr__(self) -> str:
