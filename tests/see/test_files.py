@@ -131,6 +131,65 @@ def test_a_folder_with_one_file_of_safetensors_stands_for_it(tmp_path: Any) -> N
     assert facts(_files.read(tmp_path)) == {"a": ((2,), "float32")}
 
 
+def packed_shards(folder: pathlib.Path) -> dict[str, str]:
+    """Two shards of msgpack as Hugging Face cuts them; which array is in which."""
+    parts = (
+        {"wte": {"embedding": jnp.ones((4, 2))}},
+        {"h": {"0": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}},
+    )
+    weight_map = {}
+    for number, part in enumerate(parts, 1):
+        name = f"flax_model-0000{number}-of-00002.msgpack"
+        written(folder, name, flax.serialization.to_bytes(part))
+        weight_map |= dict.fromkeys(helpers.flat(part), name)
+    return weight_map
+
+
+def test_folders_of_hugging_face_are_read_in_flax_too(tmp_path: Any) -> None:
+    tree = params()
+    file = written(
+        tmp_path, "flax_model.msgpack", flax.serialization.msgpack_serialize(tree)
+    )
+    written(tmp_path, "config.json", b"{}")
+    assert facts(_files.read(tmp_path)) == facts(_files.read(file)) == saved(tree)
+
+
+@pytest.mark.parametrize("by", ["index", "folder", "numbers"])
+def test_shards_of_msgpack_are_read(tmp_path: Any, by: str) -> None:
+    weight_map = packed_shards(tmp_path)
+    path = tmp_path
+    if by != "numbers":
+        text = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
+        index = written(tmp_path, "flax_model.msgpack.index.json", text)
+        path = index if by == "index" else tmp_path
+    assert facts(_files.read(path)) == {
+        "wte/embedding": ((4, 2), "float32"),
+        "h/0/kernel": ((2, 3), "float32"),
+        "h/0/bias": ((3,), "float32"),
+    }
+
+
+def test_of_two_formats_in_a_folder_safetensors_are_read(tmp_path: Any) -> None:
+    packed_shards(tmp_path)
+    content = helpers.safetensors({"a": helpers.float32((2,))[0]}, 8)
+    written(tmp_path, "model.safetensors", content)
+    assert facts(_files.read(tmp_path)) == {"a": ((2,), "float32")}
+
+
+def test_numbered_shards_have_to_be_complete_where_no_index_says(tmp_path: Any) -> None:
+    packed_shards(tmp_path)
+    (tmp_path / "flax_model-00001-of-00002.msgpack").unlink()
+    with pytest.raises(ValueError, match="1 shards such as 'flax_model-00002-of-00002"):
+        _files.read(tmp_path)
+
+
+def test_a_step_of_the_old_flax_is_a_file(tmp_path: Any) -> None:
+    for step in (9, 10):
+        tree = {"a": np.ones(step)}
+        written(tmp_path, f"checkpoint_{step}", flax.serialization.to_bytes(tree))
+    assert facts(_files.read(tmp_path)) == {"a": ((10,), "float64")}
+
+
 # --------------------------------------------------------------------------- .npz
 
 

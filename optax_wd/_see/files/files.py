@@ -2,17 +2,16 @@
 """Which arrays a checkpoint on disk holds: names, shapes and dtypes, never weights.
 
 Files of safetensors, NumPy `.npz` and Flax msgpack are told apart by what they contain.
-Folders are shards of safetensors, or Orbax, which reads its own metadata.
+Folders are those of Hugging Face, with shards or without, or Orbax, which reads its own
+metadata.
 """
 
 import collections
-import contextlib
 import os
 import pathlib
 import re
-import reprlib
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from optax_wd._see.files.headers import (
@@ -20,19 +19,23 @@ from optax_wd._see.files.headers import (
     CheckpointError,
     Found,
     Source,
+    about,
     add,
     by_path,
-    parse_json,
     spec,
 )
 from optax_wd._see.files.msgpack import read_msgpack
 from optax_wd._see.files.npz import PICKLE, read_npz
 from optax_wd._see.files.safetensors import read_safetensors
+from optax_wd._see.files.shards import read_set, read_shards, set_of_shards
 from optax_wd._tree import leaves as _leaves
 
-_INDEX = ".safetensors.index.json"
+# Of several kinds in one folder the first is read: Hugging Face has both at times.
+_ENDINGS = (
+    *(".safetensors.index.json", ".safetensors"),
+    *(".msgpack.index.json", ".msgpack"),
+)
 _ITEM = "_METADATA"  # a file that Orbax leaves beside every tree
-_MAX_SHARDS = 1000
 _READS = "read are safetensors, .npz, Flax msgpack and folders of Orbax"
 
 _HDF5 = b"\x89HDF"  # which could be a map of nine
@@ -50,8 +53,9 @@ def read(path: str | os.PathLike[str]) -> Found:
     """The arrays of a checkpoint, by path: a tree that `describe` takes.
 
     Args:
-      path: a file; an index of shards or the folder that holds it; or a folder of
-        Orbax: an item, a step with one item, or a root, of which the last step is read.
+      path: a file; an index of shards; a folder with one checkpoint of safetensors or
+        else msgpack, in one file or in shards; or a folder of Orbax: an item, a step
+        with one item, or a root, of which the last step is read.
 
     Returns:
       Shapes and dtypes by path, `a/b/kernel`, in the order of the file. The `value` in
@@ -79,9 +83,9 @@ def read(path: str | os.PathLike[str]) -> Found:
 def _read_file(path: pathlib.Path) -> Found:
     with open(path, "rb") as file:
         head = file.read(16)
-    with _about(path):
+    with about(path):
         reader = _reader_of(head, path.name)
-    return _read_shards(path) if reader is None else _read_with(reader, path)
+    return read_shards(path) if reader is None else _read_with(reader, path)
 
 
 def _reader_of(head: bytes, name: str) -> Callable[[Source], Found] | None:
@@ -106,20 +110,8 @@ def _reader_of(head: bytes, name: str) -> Callable[[Source], Found] | None:
     raise CheckpointError(f"the file {begins}; {_READS}")
 
 
-@contextlib.contextmanager
-def _about(path: pathlib.Path) -> Iterator[None]:
-    """Errors name the file. zipfile and Orbax raise whatever bad content leads to."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    except Exception as error:
-        told = f"{type(error).__name__}: {str(error)[:200]}"
-        raise CheckpointError(f"{path}: this cannot be read: {told}") from None
-
-
 def _read_with(reader: Callable[[Source], Found], path: pathlib.Path) -> Found:
-    with open(path, "rb") as file, _about(path):
+    with open(path, "rb") as file, about(path):
         found = reader(Source(file))
         return by_path(found) if reader is read_safetensors else found
 
@@ -138,54 +130,6 @@ def _without_value(found: Found) -> Found:
     }
 
 
-# ---------------------------------------------------------------------------- shards
-
-
-def _read_shards(index: pathlib.Path) -> Found:
-    """The arrays that an index of safetensors lists, each from the file it names."""
-    with open(index, "rb") as file, _about(index):
-        shards = _shards(Source(file))
-    found: Found = {}
-    total = 0
-    for shard, names in shards.items():
-        path = index.parent / shard
-        if not path.is_file():
-            raise CheckpointError(f"{index}: the shard {shard!r} is not in the folder")
-        with open(path, "rb") as file, _about(path):
-            source = Source(file)
-            part = read_safetensors(source)
-            total += source.position
-            if total > MAX_HEADER:
-                raise CheckpointError(f"headers up to here exceed {MAX_HEADER} bytes")
-            for name in names:
-                if name not in part:
-                    raise CheckpointError(f"there is no {reprlib.repr(name)} in it")
-                add(found, name, part[name])
-    with _about(index):
-        return by_path(found)
-
-
-def _shards(source: Source) -> dict[str, list[str]]:
-    """Files, and the paths of the arrays that each should hold."""
-    if source.size > MAX_HEADER:
-        raise CheckpointError(f"the index has more than {MAX_HEADER} bytes")
-    index = parse_json(source.read(source.size, "the index"), "the index")
-    shards: dict[str, list[str]] = {}
-    weights = index.get("weight_map")
-    if not isinstance(weights, dict):
-        raise CheckpointError("the file has no weight_map, so it is no index of shards")
-    for name, shard in weights.items():
-        # Nothing outside of the folder is opened, on any system.
-        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\0]+", shard):
-            raise CheckpointError(
-                f"the shard {reprlib.repr(shard)} is no name of a file in this folder"
-            )
-        shards.setdefault(shard, []).append(name)
-    if len(shards) > _MAX_SHARDS:
-        raise CheckpointError(f"the index names more than {_MAX_SHARDS} shards")
-    return shards
-
-
 # --------------------------------------------------------------------------- folders
 
 
@@ -193,14 +137,18 @@ def _read_folder(folder: pathlib.Path) -> Found:
     names = sorted(os.listdir(folder))
     if _ITEM in names:
         return _read_orbax(folder)
-    for ending in (_INDEX, ".safetensors"):
+    for ending in _ENDINGS:
         files = [name for name in names if name.endswith(ending)]
+        if set_of_shards(files):
+            return read_set(folder, files)
         if files:
             return _read_file(folder / _only(folder, files))
     items = _items(folder)
     steps = [name for name in names if re.fullmatch(r"(.*_)?[0-9]{1,18}", name)]
     if not items and steps:
         folder /= max(steps, key=lambda name: int(name.rpartition("_")[2]))
+        if folder.is_file():  # as `flax.training.checkpoints` writes them
+            return _read_file(folder)
         items = _items(folder)
     if not items:
         raise CheckpointError(f"{folder}: the folder holds no checkpoint; {_READS}")
@@ -224,7 +172,7 @@ def _items(step: pathlib.Path) -> list[str]:
 
 
 def _read_orbax(folder: pathlib.Path) -> Found:
-    with _about(folder):
+    with about(folder):
         for file in (folder / _ITEM, *(folder / "array_metadatas").glob("*")):
             if file.stat().st_size > MAX_HEADER:
                 raise CheckpointError(f"{file.name} has more than {MAX_HEADER} bytes")

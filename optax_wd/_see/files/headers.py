@@ -6,11 +6,13 @@ before it is checked, nothing in it is run, and no more of it is held than the b
 allow. Weights are skipped, never read.
 """
 
+import contextlib
 import json
 import math
 import os
+import pathlib
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import jax
@@ -42,6 +44,18 @@ Found = dict[str, jax.ShapeDtypeStruct]
 
 class CheckpointError(ValueError):
     """A file or folder that is no checkpoint, or not a sound one."""
+
+
+@contextlib.contextmanager
+def about(path: pathlib.Path) -> Iterator[None]:
+    """Errors name the file. zipfile and Orbax raise whatever bad content leads to."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:
+        told = f"{type(error).__name__}: {str(error)[:200]}"
+        raise CheckpointError(f"{path}: this cannot be read: {told}") from None
 
 
 class Source:
