@@ -5,7 +5,9 @@
     python -m optax_wd diff BEFORE AFTER [--rule EXPR | --recipe NAME]
 
 Reads names, shapes and dtypes, never weights, and runs nothing that a file contains.
-Of a whole train state the parameters are shown, and what is left out is named.
+Of a whole train state the parameters are shown, and what is left out is named; `--all`
+shows everything, `--only PATH` one branch. `describe --strict` exits with 1 if there is
+a warning; `diff` has no warnings, and exits with 1 if anything differs.
 """
 
 import argparse
@@ -69,10 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = [f"{where}{error.strerror or error}"]
     except (TypeError, ValueError) as error:
         lines = [str(error)]
+    _complain(*lines)
+    return 2
+
+
+def _complain(*lines: str) -> None:
     told = "\n".join(map(_fold.printable, lines))
     if sys.stderr is not None:
         sys.stderr.write(f"optax_wd: {told}\n")
-    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,7 +162,7 @@ def _rule(given: argparse.Namespace) -> wd.Rule:
 def _description(given: argparse.Namespace, checkpoint: str) -> wd.Description:
     """What is asked for of the arrays that are meant; its warnings name the others."""
     rule, found = _rule(given), _files.read(checkpoint)
-    left: dict[str, int] = {}
+    left: dict[str, Any] = {}
     if given.only is not None:
         found = _states.subtree(found, given.only)
     elif not given.all:
@@ -166,16 +172,25 @@ def _description(given: argparse.Namespace, checkpoint: str) -> wd.Description:
     except ValueError as error:
         if "mask_of" not in str(error):
             raise
-        raise ValueError(
-            f"{rule!r} asks for the types of modules, which a file does not have; go "
-            "by names: --rule \"~contains('ln_*')\", or "
-            "recipes.hf_trainer(contains('ln_*'))"
-        ) from None
-    if left:
-        names = ", ".join(f"{name} ({n} arrays)" for name, n in left.items())
-        text = f"left out, as no parameters: {names}; --all shows them"
-        described = dataclasses.replace(described, notes=(text,))
-    return described
+        raise ValueError(_by_names(rule, given)) from None
+    notes = (_states.told(left),) if left else ()
+    return dataclasses.replace(described, notes=notes)
+
+
+def _by_names(rule: wd.Rule, given: argparse.Namespace) -> str:
+    """What to write where a rule asks the model, which no file has."""
+    asked = re.search(r"(owned_by|declared)\((.*?)\)", repr(rule))
+    kinds = re.findall(r"\w+", asked[2]) if asked and asked[1] == "owned_by" else []
+    if len(kinds) > 2 and all("Norm" in kind for kind in kinds):
+        kinds = ["*Norm"]  # rather than a line for each spelling
+    globs = ", ".join(f"'{kind}_*'" for kind in kinds)
+    names = f"contains({globs})" if kinds else "named('scale')"
+    if given.recipe is not None:
+        names = f"recipes.{given.recipe}({names})"
+    return (
+        f"{given.recipe or rule!r} asks for modules or their metadata, which a file "
+        f'does not have; go by names: --rule "{names}", with those of this file'
+    )
 
 
 def _describe(given: argparse.Namespace) -> int:
@@ -184,18 +199,28 @@ def _describe(given: argparse.Namespace) -> int:
         _write_page(pathlib.Path(given.html), given.checkpoint, found)
     else:
         _write(_json(found) if given.json else _coloured(str(found)))
-    return 1 if given.strict and found.warnings else 0
+    if not (given.strict and found.warnings):
+        return 0
+    number = len(found.warnings)
+    _complain(f"{number} warning{'s' if number > 1 else ''}, and --strict was given")
+    return 1
 
 
 def _diff(given: argparse.Namespace) -> int:
-    found = wd.diff(*(_description(given, x) for x in (given.before, given.after)))
-    _write(_json(found) if given.json else str(found))
+    files = given.before, given.after
+    before, after = (_description(given, file) for file in files)
+    found = wd.diff(before, after)
+    pairs = zip(files, (before.notes, after.notes), strict=True)
+    notes = [f"{file}: {note}" for file, told in pairs for note in told]
+    text = "\n".join([str(found), *map(_fold.printable, notes)])
+    _write(_json(found, **({"notes": notes} if notes else {})) if given.json else text)
     return 1 if found else 0
 
 
-def _json(report: Any) -> str:
+def _json(report: Any, **more: Any) -> str:
     # JSON in ASCII escapes every control character but this one.
-    return json.dumps(report.to_dict(), indent=1).replace("\x7f", "\\u007f")
+    text = json.dumps({**report.to_dict(), **more}, indent=1)
+    return text.replace("\x7f", "\\u007f")
 
 
 def _coloured(text: str) -> str:

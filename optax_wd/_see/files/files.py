@@ -28,6 +28,7 @@ from optax_wd._see.files.msgpack import read_msgpack
 from optax_wd._see.files.npz import PICKLE, read_npz
 from optax_wd._see.files.safetensors import read_safetensors
 from optax_wd._see.files.shards import read_set, read_shards, set_of_shards
+from optax_wd._see.files.states import OPTIMIZERS
 from optax_wd._tree import leaves as _leaves
 
 # Of several kinds in one folder the first is read: Hugging Face has both at times.
@@ -152,6 +153,12 @@ def _read_folder(folder: pathlib.Path) -> Found:
         items = _items(folder)
     if not items:
         raise CheckpointError(f"{folder}: the folder holds no checkpoint; {_READS}")
+    if len([item for item in items if item not in OPTIMIZERS]) == 1:
+        return {  # the items of one state, as for NNX's model and optimizer
+            f"{item}/{path}" if len(items) > 1 else path: leaf
+            for item in items
+            for path, leaf in _read_orbax(folder / item).items()
+        }
     return _read_orbax(folder / _only(folder, items))
 
 

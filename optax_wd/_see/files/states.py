@@ -1,49 +1,215 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters among what a whole train state holds: moments, counters, keys.
+"""Parameters among what a whole train state holds: moments, counters, keys, averages.
 
-A state is known by the names at its top. What is left out is named, always.
+The state of an optimizer is known by its name, or by what it holds: moments, each with
+the paths and shapes of the parameters beside it. A name alone is no proof where modules
+are called so too. What is left out is named, always.
 """
 
-from optax_wd._see.files.headers import CheckpointError, Found
+import collections
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
-# The state of an optimizer, under the names that trainers give it.
-_OPTIMIZERS = frozenset(
-    "opt_state opt_states optimizer optimizer_state optim optim_state opt".split()
-)
-# What stands beside it and is no parameter.
-_BESIDE = frozenset(
-    "step steps global_step iteration epoch count rng rngs key prng_key".split()
-)
+import jax.numpy as jnp
+
+from optax_wd._see.files.headers import CheckpointError, Found
+from optax_wd._tree.typing import Path, Shape
+
+# Nobody calls a module so. (Texts are split, as these are names of states, not leaves.)
+_SURE = frozenset("opt_state opt_states optimizer_state optim_state".split())
+_LIKELY = frozenset("optimizer optimizers optim opt state states".split())
+OPTIMIZERS = _SURE | _LIKELY - frozenset("state states".split())
+_PARAMETERS = frozenset("params model target variables weights".split())
+_MOMENTS = frozenset("mu nu trace".split())  # of Optax; T5X's stand in the next
+_SLOTS = "param_states"
+_COUNTER = "count"
+_NUMBERS = "hyperparams"  # of `optax.inject_hyperparams`
+# What stands beside an optimizer and is no parameter, if it holds no fractions.
+_BESIDE = frozenset("step steps global_step iteration epoch count".split())
+_BESIDE |= frozenset("rng rngs key prng_key dropout_rng".split())
+_AVERAGES = frozenset("ema avg average averaged target polyak swa shadow".split())
+_NAMES = _SURE | _LIKELY | _MOMENTS | _BESIDE  # without any of these there is no state
+_DEPTH = 10  # levels, below which no train state is looked for
+_CANDIDATES = 32  # states within one node
 _SHOWN = 5
 
 
-def parameters(found: Found) -> tuple[Found, dict[str, int]]:
+class Branch(NamedTuple):
+    """What is left out under one path.
+
+    Attributes:
+      arrays: how many arrays it has.
+      copies: how often it holds what has the paths and shapes of the parameters; 0 if
+        it does not hold all of them equally often.
+    """
+
+    arrays: int
+    copies: int
+
+
+class _Item(NamedTuple):
+    path: Path
+    shape: Shape
+    inexact: bool
+    moment: int  # where the name of a moment last stands in the path; -1 if nowhere
+
+    @property
+    def is_counter(self) -> bool:
+        return self.shape == () and not self.inexact
+
+
+def parameters(found: Found) -> tuple[Found, dict[str, Branch]]:
     """The arrays of a checkpoint without those of an optimizer.
 
     Args:
       found: all arrays, by path.
 
     Returns:
-      The arrays that are left, and of each branch that is left out how many it has.
-      Both as they are where no branch is called as the state of an optimizer is, or
-      where nothing else would be left.
+      The arrays that are left, and what is left out, by path. All arrays where no
+      branch is the state of an optimizer, or where no others would be left.
     """
-    top = _common(list(found))
-    branches: dict[str, int] = {}
-    for path in found:
-        branch = path[len(top) :].split("/")[0]
-        branches[branch] = branches.get(branch, 0) + 1
-    out = {name for name in branches if name in _OPTIMIZERS}
-    if out:
-        out |= {name for name in branches if name in _BESIDE}
-    if not out or out == set(branches):
+    items = list(_items(found))
+    if _NAMES.isdisjoint(token for item in items for token in item.path):
         return found, {}
-    kept = {
-        path: leaf
-        for path, leaf in found.items()
-        if path[len(top) :].split("/")[0] not in out
-    }
-    return kept, {f"{top}{name}": branches[name] for name in branches if name in out}
+    left = dict(_left_out(items, 0))
+    kept = [
+        item
+        for item in items
+        if not any(item.path[: n + 1] in left for n in range(_DEPTH))
+    ]
+    if not left or not any(item.inexact for item in kept):
+        return found, {}
+    names = ["/".join(item.path) for item in kept]
+    branches = {"/".join(path): branch for path, branch in left.items()}
+    return {name: found[name] for name in names}, branches
+
+
+def _items(found: Found) -> Iterator[_Item]:
+    inexact = {x.dtype: jnp.issubdtype(x.dtype, jnp.inexact) for x in found.values()}
+    for name, leaf in found.items():
+        path = tuple(name.split("/"))
+        moment = -1
+        if not _MOMENTS.isdisjoint(path):
+            moment = max(n for n, token in enumerate(path) if token in _MOMENTS)
+        yield _Item(path, leaf.shape, inexact[leaf.dtype], moment)
+
+
+def told(left: dict[str, Branch]) -> str:
+    """What is left out, in one line; `left` is not empty."""
+    names = [name + _facts(branch) for name, branch in left.items()][:_SHOWN]
+    more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+    return f"left out, as no parameters: {', '.join(names)}{more}; --all shows them"
+
+
+def _facts(branch: Branch) -> str:
+    arrays, copies = branch
+    number = f"{arrays} array{'s' if arrays > 1 else ''}"
+    if not copies:
+        return f" ({number})"
+    return f" ({copies} cop{'ies' if copies > 1 else 'y'} of the parameters, {number})"
+
+
+def _left_out(items: list[_Item], depth: int) -> Iterator[tuple[Path, Branch]]:
+    """The branches to leave out, below a node that all items have in common."""
+    nodes: dict[str, list[_Item]] = {}
+    for item in items:
+        if len(item.path) > depth:
+            nodes.setdefault(item.path[depth], []).append(item)
+    likely = [name for name in nodes if _may_be_state(name, nodes[name], depth)]
+    states: set[str] = set()
+    if len(likely) <= _CANDIDATES:  # each is compared with all others
+        states = {name for name in likely if _is_state(name, nodes, depth)}
+    out = states | set(_beside(nodes, states, depth))
+    whole = _whole(nodes, out, depth) if out else set()
+    for name, below in nodes.items():
+        if name in out:
+            copies = _copies(below, whole, depth)
+            yield below[0].path[: depth + 1], Branch(len(below), copies)
+        elif depth + 1 < _DEPTH:
+            yield from _left_out(below, depth + 1)
+
+
+def _may_be_state(name: str, below: list[_Item], depth: int) -> bool:
+    """Whether it is called so, or has moments and counters only."""
+    if name in _SURE or name in _LIKELY or name in _MOMENTS:
+        return True
+    return all(x.moment > depth or _is_number(x) for x in below) and any(
+        x.moment > depth for x in below
+    )
+
+
+def _is_number(item: _Item) -> bool:
+    return item.is_counter or (item.shape == () and _NUMBERS in item.path)
+
+
+def _is_state(name: str, nodes: dict[str, list[_Item]], depth: int) -> bool:
+    """Whether a node is the state of an optimizer, and not all that there is."""
+    others = [x for key, node in nodes.items() if key != name for x in node]
+    below = nodes[name]
+    if not any(x.inexact for x in others):
+        return False
+    if name in _SURE or (name in OPTIMIZERS and not _PARAMETERS.isdisjoint(nodes)):
+        return True
+    if name in _LIKELY:
+        slots = any(_SLOTS in x.path[depth + 1 :] for x in below)
+        return slots or _mirrors(below, others, depth)
+    # A distribution has a `mu` as well; what counts its steps has not.
+    near = nodes.get(_COUNTER, []) if name in _MOMENTS else below
+    counted = any(x.path[-1] == _COUNTER and x.is_counter for x in near)
+    traces = name not in _MOMENTS and all(
+        x.path[x.moment] == "trace" for x in below if x.moment > depth
+    )
+    return (counted or traces) and _mirrors(below, others, depth)
+
+
+def _mirrors(below: list[_Item], others: list[_Item], depth: int) -> bool:
+    """Whether a moment has a path and the shape of an array beside its state."""
+    known = {(x.path[n:], x.shape) for x in others for n in (depth, depth + 1)}
+    return any(
+        (x.path[x.moment + 1 :], x.shape) in known for x in below if x.moment >= depth
+    )
+
+
+def _beside(
+    nodes: dict[str, list[_Item]], states: set[str], depth: int
+) -> Iterator[str]:
+    """Counters and keys beside parameters, and averages of these beside a state."""
+    main = next((name for name in nodes if name in _PARAMETERS), None)
+    if not states and main is None:
+        return
+    for name, below in nodes.items():
+        if name in states or name == main:
+            continue
+        if name in _BESIDE and not any(item.inexact for item in below):
+            yield name
+        elif states and main is not None and _AVERAGES.intersection(name.split("_")):
+            if _relative(below, depth) == _relative(nodes[main], depth):
+                yield name
+
+
+def _relative(items: Iterable[_Item], depth: int) -> set[tuple[Path, Shape]]:
+    return {(item.path[depth + 1 :], item.shape) for item in items}
+
+
+def _whole(
+    nodes: dict[str, list[_Item]], out: set[str], depth: int
+) -> set[tuple[Path, Shape]]:
+    """What moments are copies of: the paths within the parameters, with shapes."""
+    kept = [name for name in nodes if name not in out]
+    main = [name for name in kept if name in _PARAMETERS] or kept
+    if len(main) == 1:
+        return _relative(nodes[main[0]], depth)
+    return {(x.path[depth:], x.shape) for name in main for x in nodes[name]}
+
+
+def _copies(below: list[_Item], whole: set[tuple[Path, Shape]], depth: int) -> int:
+    counts: collections.Counter[Any] = collections.Counter()
+    for item in below:
+        ends = range(depth + 1, min(len(item.path), depth + _DEPTH))
+        tails = ((item.path[n:], item.shape) for n in ends)
+        counts[next((tail for tail in tails if tail in whole), None)] += 1
+    numbers = {counts[tail] for tail in whole}
+    return numbers.pop() if len(numbers) == 1 else 0
 
 
 def subtree(found: Found, branch: str) -> Found:
@@ -62,14 +228,3 @@ def subtree(found: Found, branch: str) -> Found:
             f"there is nothing below {branch!r}; at the top are {known}{more}"
         )
     return kept
-
-
-def _common(paths: list[str]) -> str:
-    """What all paths begin with, up to a slash: `state/`, or nothing."""
-    first, last = min(paths).split("/"), max(paths).split("/")
-    shared = []
-    for one, other in zip(first[:-1], last[:-1], strict=False):
-        if one != other:
-            break
-        shared.append(one)
-    return "".join(f"{token}/" for token in shared)
