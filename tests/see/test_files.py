@@ -271,6 +271,25 @@ def test_msgpack_of_a_train_state_has_the_optimizer_too(tmp_path: Any) -> None:
     }
 
 
+@pytest.mark.parametrize("separator", "/.,|")
+def test_msgpack_of_a_flattened_tree_is_read_as_paths(
+    tmp_path: Any, separator: str
+) -> None:
+    flat = {
+        path.replace("/", separator): x for path, x in helpers.flat(params()).items()
+    }
+    assert facts(_files.read(packed(tmp_path, flat))) == saved(params())
+
+
+def test_keys_of_nested_msgpack_are_not_split(tmp_path: Any) -> None:
+    keys = ("Dense_0/kernel/scale", "a,b", "c,d")
+    tree = {"WeightNorm_0": {key: np.ones(2) for key in keys}}
+    found = _files.read(packed(tmp_path, tree))
+    assert list(found) == [f"WeightNorm_0/{key}" for key in keys]
+    rows = wd.describe(wd.standard, found).rows
+    assert rows == wd.describe(wd.standard, tree).rows
+
+
 def test_msgpack_leaves_out_what_is_no_array_whatever_it_is(tmp_path: Any) -> None:
     others = [
         None,
@@ -415,6 +434,12 @@ def test_a_field_that_is_called_value_is_kept(tmp_path: Any) -> None:
     tree = {"attn": Attention(jnp.ones(2), jnp.ones(3)), "value": jnp.ones(4)}
     found = facts(_files.read(packed(tmp_path, tree)))
     assert set(found) == {"attn/key", "attn/value", "value"}
+
+
+def test_a_value_below_an_array_is_kept(tmp_path: Any) -> None:
+    header = dict(zip(("a.b", "a.b.value"), helpers.float32((2,), (3,)), strict=True))
+    file = written(tmp_path, "a.safetensors", helpers.safetensors(header, 20))
+    assert set(facts(_files.read(file))) == {"a/b", "a/b/value"}
 
 
 def test_formats_are_told_apart_without_endings(tmp_path: Any) -> None:

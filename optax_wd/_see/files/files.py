@@ -6,7 +6,6 @@ Folders are those of Hugging Face, with shards or without, or Orbax, which reads
 metadata.
 """
 
-import collections
 import os
 import pathlib
 import re
@@ -119,15 +118,20 @@ def _read_with(reader: Callable[[Source], Found], path: pathlib.Path) -> Found:
 
 def _without_value(found: Found) -> Found:
     """Paths without the `value` of an `nnx.State`, which stands alone in its node."""
-    nodes = collections.Counter(
-        "/".join(prefix)
-        for path in found
-        for prefix in _leaves.prefixes(tuple(path.split("/")[:-1]))
-    )
+    if not any(path.endswith("/value") for path in found):
+        return found
+    # In this order all paths below a node stand together.
+    ordered = sorted(tuple(path.split("/")) for path in found)
+    around = [(), *ordered, ()]
+    alone = {
+        "/".join(path)
+        for before, path, after in zip(around, ordered, around[2:], strict=False)
+        if path[-1] == "value" and len(path) > 1
+        if path[:-1] not in (before[: len(path) - 1], after[: len(path) - 1])
+    }
     return {
-        node if name == "value" and node and nodes[node] == 1 else path: leaf
+        path.removesuffix("/value") if path in alone else path: leaf
         for path, leaf in found.items()
-        for node, _, name in [path.rpartition("/")]
     }
 
 

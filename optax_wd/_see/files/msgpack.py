@@ -19,6 +19,7 @@ from optax_wd._see.files.headers import (
     Found,
     Source,
     add,
+    by_path,
     count,
     spec,
 )
@@ -46,6 +47,9 @@ _SHORT_EXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 def read_msgpack(source: Source) -> Found:
     """The arrays of a file that Flax wrote; Python's own numbers are left out.
 
+    Keys are as they are, slashes of their own included, unless none is nested: then
+    they are the names of a flattened tree.
+
     Raises:
       CheckpointError: if it is no such file, or damaged.
     """
@@ -57,7 +61,8 @@ def read_msgpack(source: Source) -> Found:
     found: Found = {}
     for path, leaf in _leaves(tree, ()):
         add(found, "/".join(path), leaf)
-    return found
+    nested = any(isinstance(node, dict) for node in tree.values())
+    return found if nested else by_path(found)
 
 
 def _leaves(node: Any, path: Path) -> Iterator[tuple[Path, jax.ShapeDtypeStruct]]:

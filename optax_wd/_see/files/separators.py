@@ -7,14 +7,15 @@ which no name is both an array and a branch.
 """
 
 import collections
+import itertools
 import re
 from collections.abc import Callable, Iterable
 
-from optax_wd._tree.leaves import prefixes
 from optax_wd._tree.typing import Path
 
 # A key of a dict, of a list, or the name of a field, as `keystr` writes them.
 _KEYS = re.compile(r"\['(.*?)'\]|\[\"(.*?)\"\]|\[(\d+)\]|\.(\w+)")
+_HEAD = re.compile(r"\w*")  # what a tree is called may stand before: `params['a']`
 _SINGLE = "/.,|"
 
 
@@ -26,19 +27,34 @@ def paths_of(names: Iterable[str]) -> dict[str, Path]:
 
     Returns:
       The tokens of each, without empty ones: `a//b` is `("a", "b")`. Of separators that
-      would do, the one that most names hold, and of these the first of `/ . , |`.
-      Dots and slashes together, as in `encoder/layers.0/kernel`, both separate.
+      would do, the one after which most last tokens hold no other, then the one that
+      most names hold, then the first of `/ . , |`. Dots and slashes together, as in
+      `encoder/layers.0/kernel`, both separate.
     """
     names = list(names)
-    if names and all(map(_is_keystr, names)):
+    if any("[" in name for name in names) and all(map(_is_keystr, names)):
         return {name: _keys(name) for name in names}
     held = collections.Counter(c for name in names for c in _SINGLE if c in name)
-    for separator in sorted(held, key=lambda c: (-held[c], _SINGLE.index(c))):
+    clean = {c: sum(map(_ends_at(c), names)) for c in held}
+    order = sorted(held, key=lambda c: (-clean[c], -held[c], _SINGLE.index(c)))
+    for separator in order:
         split = _splitter(separator)
-        if _is_tree([split(name) for name in names]):
+        if is_tree([split(name) for name in names]):
             return {name: split(name) for name in names}
     split = _splitter("/")
     return {name: split(name) for name in names}
+
+
+def is_tree(paths: list[Path]) -> bool:
+    """Whether all paths differ and none is empty or leads through another."""
+    # In this order what begins with a path follows it at once.
+    pairs = itertools.pairwise(sorted(paths))
+    return () not in paths and not any(two[: len(one)] == one for one, two in pairs)
+
+
+def _ends_at(separator: str) -> Callable[[str], bool]:
+    """Whether the last token of a name holds nothing that separates elsewhere."""
+    return lambda name: max(_SINGLE, key=name.rfind) == separator and separator in name
 
 
 def _splitter(separator: str) -> Callable[[str], Path]:
@@ -47,19 +63,12 @@ def _splitter(separator: str) -> Callable[[str], Path]:
     return lambda name: tuple(filter(None, re.split(pattern, name)))
 
 
-def _is_tree(paths: list[Path]) -> bool:
-    """Whether all paths differ and none leads through another."""
-    leaves = set(paths)
-    if len(leaves) < len(paths) or () in leaves:
-        return False
-    inner = (prefix for path in paths for prefix in prefixes(path[:-1]))
-    return leaves.isdisjoint(inner)
-
-
 def _is_keystr(name: str) -> bool:
-    return name[:1] in ("[", ".") and not _KEYS.sub("", name)
+    return not _KEYS.sub("", _HEAD.sub("", name, count=1))
 
 
 def _keys(name: str) -> Path:
-    tokens = (m[m.lastindex or 0] for m in _KEYS.finditer(name))
-    return tuple(part for token in tokens for part in token.split("/") if part)
+    head = _HEAD.match(name)
+    start = head[0] if head else ""
+    tokens = (m[m.lastindex or 0] for m in _KEYS.finditer(name, len(start)))
+    return tuple(x for token in (start, *tokens) for x in token.split("/") if x)
