@@ -181,6 +181,8 @@ def test_what_is_no_parameter_of_a_state_is_left_out_and_named(
         ["heads/mu/w", "heads/nu/w", "heads/sigma/w"],  # of a distribution
         ["encoder/mu/w", "encoder/mu/b", "encoder/logvar/w", "encoder/logvar/b"],
         ["layers/0/w", "layers/1/mu/w", "layers/2/optimizer/w"],
+        ["0/w", "1/linear/w", "1/rngs/count", "1/rngs/key"],  # with dropout
+        ["0/w", "0/b", "1/trace/w"],
         ["actor_params/w", "target_params/w"],  # without an optimizer
         [*adam("opt_state", "w")],  # nothing else is there
         [*adam("0", "w"), "1/count"],
@@ -191,6 +193,38 @@ def test_what_is_no_parameter_of_a_state_is_left_out_and_named(
 def test_of_what_is_no_train_state_all_is_shown(paths: list[str]) -> None:
     given = found(*paths)
     assert states.parameters(given) == (given, {})
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.masked(optax.adam(0.1), {"d": {"kernel": True, "bias": False}}),
+        optax.sgd(0.1, momentum=0.9),
+        optax.lion(0.1),
+        optax.adafactor(0.1),
+        optax.rmsprop(0.1),
+        optax.amsgrad(0.1),
+        optax.lbfgs(),
+        optax.contrib.muon(0.1),
+        optax.contrib.schedule_free_adamw(0.1),
+        optax.inject_hyperparams(optax.adamw)(0.1),
+        optax.MultiSteps(optax.adam(0.1), 2),
+        optax.chain(optax.adam(optax.linear_schedule(1.0, 0.0, 9)), optax.ema(0.9)),
+    ],
+    ids=[
+        *("masked", "sgd", "lion", "adafactor", "rmsprop", "amsgrad", "lbfgs", "muon"),
+        *("schedule-free", "inject", "MultiSteps", "schedule"),
+    ],
+)
+def test_the_states_of_optax_are_known_without_a_name(
+    tx: Any, tmp_path: pathlib.Path, capsys: Any
+) -> None:
+    params = {"d": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}}
+    file = tmp_path / "pair.msgpack"
+    file.write_bytes(serialization.to_bytes((params, tx.init(params))))
+    out = shown(capsys, "describe", str(file))
+    assert "32 of 40 parameters" in out
+    assert re.search(r"left out, as no parameters: 1 \(.*\); --all shows them", out)
 
 
 def test_what_is_left_out_is_one_line_however_much_it_is() -> None:

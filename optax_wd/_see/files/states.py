@@ -21,9 +21,9 @@ _LIKELY = frozenset("optimizer optimizers optim opt state states".split())
 OPTIMIZERS = _SURE | _LIKELY - frozenset("state states".split())
 _PARAMETERS = frozenset("params model target variables weights".split())
 _MOMENTS = frozenset("mu nu trace".split())  # of Optax; T5X's stand in the next
+_UNCOUNTED = frozenset("nu trace".split())  # whose states may have no counter
 _SLOTS = "param_states"
 _COUNTER = "count"
-_NUMBERS = "hyperparams"  # of `optax.inject_hyperparams`
 # What stands beside an optimizer and is no parameter, if it holds no fractions.
 _BESIDE = frozenset("step steps global_step iteration epoch count".split())
 _BESIDE |= frozenset("rng rngs key prng_key dropout_rng".split())
@@ -130,36 +130,64 @@ def _left_out(items: list[_Item], depth: int) -> Iterator[tuple[Path, Branch]]:
 
 
 def _may_be_state(name: str, below: list[_Item], depth: int) -> bool:
-    """Whether it is called so, or has moments and counters only."""
+    """Whether it is called so, or has moments only, or what counts."""
     if name in _SURE or name in _LIKELY or name in _MOMENTS:
         return True
-    return all(x.moment > depth or _is_number(x) for x in below) and any(
-        x.moment > depth for x in below
-    )
-
-
-def _is_number(item: _Item) -> bool:
-    return item.is_counter or (item.shape == () and _NUMBERS in item.path)
+    if any(x.is_counter and x.path[-1] == _COUNTER for x in below):
+        return True
+    return all(x.shape == () or x.moment > depth for x in below)
 
 
 def _is_state(name: str, nodes: dict[str, list[_Item]], depth: int) -> bool:
     """Whether a node is the state of an optimizer, and not all that there is."""
     others = [x for key, node in nodes.items() if key != name for x in node]
-    below = nodes[name]
+    below, has_main = nodes[name], not _PARAMETERS.isdisjoint(nodes)
     if not any(x.inexact for x in others):
         return False
-    if name in _SURE or (name in OPTIMIZERS and not _PARAMETERS.isdisjoint(nodes)):
+    if name in _SURE or (name in OPTIMIZERS and has_main):
         return True
+    if name in _MOMENTS:  # a distribution has a `mu` too, but nothing that counts
+        counted = any(x.is_counter for x in nodes.get(_COUNTER, ()))
+        return counted and has_main and _mirrors(below, others, depth)
     if name in _LIKELY:
         slots = any(_SLOTS in x.path[depth + 1 :] for x in below)
         return slots or _mirrors(below, others, depth)
-    # A distribution has a `mu` as well; what counts its steps has not.
-    near = nodes.get(_COUNTER, []) if name in _MOMENTS else below
-    counted = any(x.path[-1] == _COUNTER and x.is_counter for x in near)
-    traces = name not in _MOMENTS and all(
-        x.path[x.moment] == "trace" for x in below if x.moment > depth
+    return _is_counted(below, others, depth) or _is_all_moments(below, others, depth)
+
+
+def _is_counted(below: list[_Item], others: list[_Item], depth: int) -> bool:
+    """Whether there is nothing but states of Optax with a counter beside moments.
+
+    A moment has the path of an array beside the node, after the name of its field; the
+    shape is another where it is factored, or has a history.
+    """
+    known = {x.path[n:] for x in others for n in (depth, depth + 1)}
+    counters = {x.path[:-1] for x in below if x.is_counter and x.path[-1] == _COUNTER}
+    fields = {
+        x: next((n - 1 for n in _starts(x, depth + 2) if x.path[n:] in known), None)
+        for x in below
+    }
+    counted = {x.path[:n] for x, n in fields.items() if n is not None} & counters
+    return bool(counted) and all(
+        x.shape == () or n is not None or x.path[:-1] in counted
+        for x, n in fields.items()
     )
-    return (counted or traces) and _mirrors(below, others, depth)
+
+
+def _is_all_moments(below: list[_Item], others: list[_Item], depth: int) -> bool:
+    """Whether there is a trace or a mean of squares for each array beside the node."""
+    arrays = [x for x in below if x.shape != ()]
+    if any(x.path[x.moment] not in _UNCOUNTED or x.moment <= depth for x in arrays):
+        return False
+    moments = {(x.path[x.moment + 1 :], x.shape) for x in arrays}
+    beside = [x for x in others if x.inexact]
+    return any(
+        {(x.path[n:], x.shape) for x in beside} == moments for n in (depth, depth + 1)
+    )
+
+
+def _starts(item: _Item, first: int) -> range:
+    return range(first, min(len(item.path), first + _DEPTH))
 
 
 def _mirrors(below: list[_Item], others: list[_Item], depth: int) -> bool:
@@ -205,8 +233,7 @@ def _whole(
 def _copies(below: list[_Item], whole: set[tuple[Path, Shape]], depth: int) -> int:
     counts: collections.Counter[Any] = collections.Counter()
     for item in below:
-        ends = range(depth + 1, min(len(item.path), depth + _DEPTH))
-        tails = ((item.path[n:], item.shape) for n in ends)
+        tails = ((item.path[n:], item.shape) for n in _starts(item, depth + 1))
         counts[next((tail for tail in tails if tail in whole), None)] += 1
     numbers = {counts[tail] for tail in whole}
     return numbers.pop() if len(numbers) == 1 else 0
