@@ -321,6 +321,7 @@ SAFETENSORS = {
     "offsets negative": (one(data_offsets=[-24, 0]), "is at bytes -24 to 0"),
     "no arrays": (helpers.safetensors({"__metadata__": {}}), "holds no arrays"),
     "long name": (named("a" * 501), "a name has 501 characters"),
+    "deep name": (named("a." * 64 + "b"), "a.a.b' has more than 64 parts"),
     "control characters": (named("a\x07\r\n"), r"the name 'a\x07\r\n' holds control"),
     "null": (named("a\0b"), r"the name 'a\x00b' holds control characters"),
     "terminal escape": (named("\x1b]0;hi\x07"), r"the name '\x1b]0;hi\x07' holds con"),

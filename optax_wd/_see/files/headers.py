@@ -23,6 +23,7 @@ from optax_wd._see.files.separators import paths_of
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 MAX_LEAVES = 300_000  # a mixture of hundreds of experts has some 100 000
 MAX_NAME = 500  # characters of a path
+_MAX_DEPTH = 64  # tokens of a path; as many as maps within maps of msgpack
 _MAX_NDIM = 64  # as in NumPy
 _MAX_COMMAS = 10 * MAX_LEAVES  # a tensor of a header has some eight
 
@@ -124,6 +125,10 @@ def _check_name(name: str) -> None:
         raise CheckpointError(
             f"the name {reprlib.repr(name)} holds control characters, <, > or "
             "backslashes, which the names of parameters do not"
+        )
+    if sum(map(name.count, "/.,|[")) >= _MAX_DEPTH:
+        raise CheckpointError(
+            f"the name {reprlib.repr(name)} has more than {_MAX_DEPTH} parts"
         )
     parts = name.split("/")
     if not (parts[0] and parts[-1]) or {".", ".."} & set(parts):
