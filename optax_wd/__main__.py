@@ -29,8 +29,8 @@ from optax_wd._tree import fold as _fold
 
 _RECIPES = [name for name, _ in inspect.getmembers(wd.recipes, inspect.isfunction)]
 _CHECKPOINT = (
-    "safetensors, or the folder or index of its shards; NumPy .npz; Flax msgpack; or a "
-    "folder of Orbax"
+    "safetensors or Flax msgpack, or the folder or index of their shards; NumPy .npz; "
+    "or a folder of Orbax"
 )
 _DOCTYPE = "<!doctype html>"
 _STYLE = "body { font-family: monospace } td, th { padding: 0 1em 0 0 }"
@@ -83,7 +83,9 @@ def _complain(*lines: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m optax_wd", description=(__doc__ or "").split("\n")[0]
+        prog="python -m optax_wd",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--version", action="version", version=f"optax_wd {wd.__version__}"
@@ -133,7 +135,7 @@ def _add_part(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--only", metavar="PATH", help="the arrays below this path")
     group.add_argument(
-        "--all", action="store_true", help="the state of an optimizer too"
+        "--all", action="store_true", help="also what is left out of a train state"
     )
 
 

@@ -98,6 +98,15 @@ def test_diff_names_what_it_leaves_out(state: str, capsys: Any) -> None:
     assert "left out" not in shown(capsys, "diff", state, state, "--all")
 
 
+def test_help_says_what_is_left_out(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert "\n    python -m optax_wd diff BEFORE AFTER [--rule EXPR" in out
+    assert "what is left out is named; `--all`\nshows everything, `--only PATH`" in out
+
+
 def test_the_version_is_printed(capsys: Any) -> None:
     with pytest.raises(SystemExit) as stopped:
         command.main(["--version"])
