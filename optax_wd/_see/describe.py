@@ -98,7 +98,7 @@ def describe(
         *_warnings.of_names(mask, named),
         *_warnings.of_names(multiplier, named),
         *_warnings.of_shared(leaves, shared),
-        *_warnings.of_modules(params_or_model, mask),
+        *_warnings.of_modules(params_or_model),
     )
     return Description(_mask_text(mask), amount, rows, warnings)
 

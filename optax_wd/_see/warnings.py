@@ -143,7 +143,7 @@ def _more(leaves: list[Leaf]) -> str:
     return f", and so with {len(leaves) - 1} more" if leaves[1:] else ""
 
 
-def of_modules(model: Any, mask: Mask) -> Iterator[str]:
+def of_modules(model: Any) -> Iterator[str]:
     for path in _modules.normalised(model):
         yield (
             f"{path} is an nnx.WeightNorm, which writes the normalised kernel back in "

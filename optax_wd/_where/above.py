@@ -6,6 +6,8 @@ and numbers say nothing. Only tables, norms and learned tokens exempt a leaf her
 module called `scale`, `shift`, `mean`, `prefix` or `cls` is as often a linear layer.
 """
 
+from collections.abc import Iterator
+
 from optax_wd._tree.typing import Shape
 from optax_wd._where.lexicon import EMBEDS, Kind
 from optax_wd._where.verdicts import Verdict
@@ -74,7 +76,9 @@ def weight(path: tuple[Reading, ...], shape: Shape) -> Verdict | None:
     return found._replace(unsure=True) if own.has("mask", "scores") else found
 
 
-def _modules(path: tuple[Reading, ...], own: Reading, n: int):
+def _modules(
+    path: tuple[Reading, ...], own: Reading, n: int
+) -> Iterator[tuple[Reading, int, bool]]:
     """The tokens above that say anything, the nearest first.
 
     Of each: its words, its position from the end, and whether a number stands below it.
@@ -82,7 +86,7 @@ def _modules(path: tuple[Reading, ...], own: Reading, n: int):
     """
     words = own.words[:n] or tuple(w for w in own.words[n + 1 :] if len(w) > 1)
     inside = Reading(words)
-    if words and not inside.is_silent and inside.every | Kind.NONE:
+    if inside.every and not inside.is_silent:
         yield inside, -1, False
     numbered = False
     for at in range(2, len(path) + 1):
@@ -196,9 +200,11 @@ def _table(
         return Verdict("weight", _MAY_BE, at, unsure=not is_deep)
     rows = sum(bool(kind & (_ROWS | Kind.TABLE)) for kind in module.kinds)
     if rows > 1 or module.has("wte", "wpe", "relpos", "posemb"):
-        # or relations of a graph, or a linear layer of position embeddings
-        is_relative = module.has("rel", "relative") and not module.has("embeddings")
-        is_relative |= module.has("relative") and module.has("embeddings")
+        # `rel_emb` may be of relations in a graph, `relative_pos_embeddings` is linear
+        # in ProphetNet; `rel_embeddings` are DeBERTa's positions.
+        is_relative = module.has("relative") or (
+            module.has("rel") and not module.has("embeddings")
+        )
         return Verdict(table_role(module), "{!r} is a table", at, unsure=is_relative)
     is_qualified = (
         module.every & Kind.TABLE

@@ -26,7 +26,6 @@ _WEAK = frozenset(
     "relative".split()
 )
 _BIASES = frozenset("bq bk bv bo bqkv".split())
-_OWN_LAYER = Kind.LAYER | Kind.QUANTIZER
 _OTHER_ROLES = (
     Kind.BIAS
     | Kind.SCALE

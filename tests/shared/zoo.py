@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A zoo of real models: names, shapes and dtypes of leaves, and what each of them is.
 
-Answers were reasoned leaf by leaf, before any rule of this package was run on them.
-Each file of `tests/data/zoo` says where its model comes from; `names.txt` has single
-names, weight matrices in disguise above all.
+Answers were reasoned leaf by leaf, without a look at what rules of this package say;
+then the rules were made to agree. Each file of `tests/data/zoo` says where its model
+comes from; `names.txt` has single names, weight matrices in disguise above all.
 """
 
 import collections

@@ -70,7 +70,7 @@ def test_warnings_name_one_right_leaf_in_a_hundred_at_most() -> None:
             if answer.decays == wd.standard.matches(answer.leaf):
                 right += 1
                 named += f" {where}," in said or f" {where};" in said
-    assert named <= 0.01 * right
+    assert 0 < named <= 0.01 * right  # some are: or the search for them is broken
 
 
 def test_the_page_has_the_table_that_is_measured() -> None:
